@@ -1,0 +1,1 @@
+"""A process beside the workers that reads the scoreboard (a later issue)."""

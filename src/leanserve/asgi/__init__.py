@@ -1,0 +1,1 @@
+"""What the application is told and what it says."""

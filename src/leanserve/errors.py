@@ -1,0 +1,65 @@
+"""Errors, sorted by who is to blame.
+
+    LeanserveError
+    ├── SettingsError         the operator: a wrong option, address, certificate or app name (exit code 2)
+    ├── BootFailed            the application: it could not be imported or started (exit code 3)
+    ├── RemoteProtocolError   the peer broke HTTP or WebSocket: answered and closed, never a traceback
+    ├── AppProtocolError      the application sent a wrong ASGI message: raised at that ``await send()``
+    └── IllegalTransition     us: a state machine was given an input that its table does not allow
+    ClientDisconnected (OSError)  nobody: the client has gone
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AppProtocolError",
+    "BootFailed",
+    "ClientDisconnected",
+    "IllegalTransition",
+    "LeanserveError",
+    "RemoteProtocolError",
+    "SettingsError",
+]
+
+
+class LeanserveError(Exception):
+    """Root of the errors that leanserve raises itself, but for ClientDisconnected."""
+
+
+class SettingsError(LeanserveError, ValueError):
+    """A setting, address or file given by the operator cannot be used. Exit code 2.
+
+    The message is one line that says what is wrong and what to do.
+    """
+
+
+class BootFailed(LeanserveError):
+    """The application could not be imported, built or started. Exit code 3."""
+
+
+class RemoteProtocolError(LeanserveError):
+    """The peer broke the protocol.
+
+    Args:
+        reason: what was wrong, for the log; never echoed to the peer.
+        status: the HTTP status to answer with while the connection speaks HTTP.
+        close_code: the WebSocket close code (RFC 6455 section 7.4) once it speaks WebSocket.
+    """
+
+    def __init__(self, reason: str, *, status: int = 400, close_code: int = 1002) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.close_code = close_code
+
+
+class AppProtocolError(LeanserveError, RuntimeError):
+    """The application sent a message that ASGI or HTTP does not allow at this point."""
+
+
+class IllegalTransition(LeanserveError):
+    """A state machine got an input that its table does not know: a bug of leanserve, please report it."""
+
+
+class ClientDisconnected(OSError):
+    """The client has gone: raised by ``send()`` (ASGI spec 2.4: "an OSError subclass")."""

@@ -1,0 +1,385 @@
+"""Every setting: its one home.
+
+A setting is a field of one of the small frozen groups below, and each part of the server gets its own group
+and nothing else. The name of a field is unique over all groups, so a flat ``name=value`` finds its group; the
+command line, the environment variables and docs/reference/settings.md are all made from these fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from leanserve.errors import SettingsError
+
+__all__ = [
+    "DrainSettings",
+    "FlowSettings",
+    "HttpSettings",
+    "ListenSettings",
+    "LoadSettings",
+    "LogSettings",
+    "Option",
+    "PoolSettings",
+    "ProxySettings",
+    "ReloadSettings",
+    "Settings",
+    "TimeoutSettings",
+    "TlsSettings",
+    "WebSocketSettings",
+    "WorkerSettings",
+    "options",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What the command line and the reference page have to know about one field.
+
+    Attributes:
+        help: one sentence, without the default and the unit.
+        unit: "seconds", "bytes", ... or "".
+        aliases: further spellings, those of uvicorn first (``timeout_keep_alive``).
+        choices: the values allowed, or () for any.
+        minimum: smallest number allowed, or None.
+        code_only: cannot be written on a command line (an object).
+    """
+
+    help: str
+    unit: str = ""
+    aliases: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    code_only: bool = False
+
+
+def _option(default: Any, help: str, **facts: Any) -> Any:
+    return field(default=default, metadata={"option": Option(help, **facts)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenSettings:
+    """Address"""
+
+    host: str = _option("127.0.0.1", "Address to listen on; '::' is dual stack.")
+    port: int = _option(8000, "Port to listen on; 0 lets the kernel choose.", minimum=0)
+    bind: tuple[str, ...] = _option(
+        (), "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; may be repeated, and replaces --host and --port."
+    )
+    uds: str | None = _option(None, "Path of a unix socket to listen on.")
+    uds_mode: int = _option(0o660, "File mode of the unix socket, set before it listens (octal).")
+    fd: int | None = _option(None, "Listen on this inherited socket descriptor.", minimum=0)
+    backlog: int = _option(2048, "Connections that the kernel may queue per listener.", minimum=1)
+    accept: str = _option(
+        "auto",
+        "One listener per worker (SO_REUSEPORT: even load) or one shared by all; auto is per-worker on Linux.",
+        choices=("auto", "per-worker", "shared"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSettings:
+    """Application"""
+
+    factory: bool = _option(False, "APP is a function without arguments that returns the application.")
+    interface: str = _option(
+        "auto", "Interface of the application.", choices=("auto", "asgi3", "asgi2", "wsgi")
+    )
+    app_dir: str = _option("", "Directory to look for APP in, before the Python path.")
+    root_path: str = _option("", "Path prefix that a proxy strips: ASGI root_path.")
+    lifespan: str = _option("auto", "Lifespan protocol.", choices=("auto", "on", "off"))
+    lifespan_startup_timeout: float | None = _option(
+        None, "Longest lifespan startup; none waits for ever (a model may load for minutes).", unit="seconds"
+    )
+    lifespan_shutdown_timeout: float | None = _option(30.0, "Longest lifespan shutdown.", unit="seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """HTTP"""
+
+    request_line_bytes: int = _option(
+        8190, "Longest request line; beyond it 414.", unit="bytes", minimum=64
+    )
+    header_bytes: int = _option(
+        65536,
+        "Largest header block; beyond it 431.",
+        unit="bytes",
+        aliases=("h11_max_incomplete_event_size",),
+        minimum=256,
+    )
+    header_count: int = _option(128, "Most header lines; beyond it 431.", minimum=1)
+    trailer_bytes: int = _option(8192, "Largest trailer section; beyond it 431.", unit="bytes", minimum=0)
+    server_header: bool = _option(True, "Send the server header.")
+    date_header: bool = _option(True, "Send the date header.")
+    header: tuple[str, ...] = _option((), "NAME:VALUE to add to every response; may be repeated.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutSettings:
+    """Deadlines"""
+
+    first_byte_timeout: float = _option(
+        10.0, "From accept to the first byte of a request.", unit="seconds", minimum=0
+    )
+    header_timeout: float = _option(
+        20.0, "From the first byte of a request to the end of its header block; then 408.",
+        unit="seconds", minimum=0,
+    )
+    keep_alive_timeout: float = _option(
+        75.0, "Idle time between two requests of a connection.",
+        unit="seconds", aliases=("timeout_keep_alive",), minimum=0,
+    )
+    linger_timeout: float = _option(
+        5.0, "How long input is read and dropped after our last byte, so that the peer can read it.",
+        unit="seconds", minimum=0,
+    )
+    tls_handshake_timeout: float = _option(10.0, "TLS handshake.", unit="seconds", minimum=0)
+    tls_close_timeout: float = _option(
+        5.0, "Wait for the peer's TLS close_notify.", unit="seconds", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainSettings:
+    """Stopping"""
+
+    drain_timeout: float = _option(
+        30.0, "How long running requests may take to finish after SIGTERM.",
+        unit="seconds", aliases=("timeout_graceful_shutdown",), minimum=0,
+    )
+    pre_stop_delay: float = _option(
+        0.0, "Keep accepting for this long after SIGTERM, until the load balancer has noticed.",
+        unit="seconds", minimum=0,
+    )
+    drain_idle_timeout: float = _option(
+        1.0, "While draining, how long an idle connection may still bring its next request.",
+        unit="seconds", minimum=0,
+    )
+    kill_grace: float = _option(
+        5.0, "From the end of the drain to SIGKILL.", unit="seconds", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowSettings:
+    """Back-pressure"""
+
+    send_high_water: int = _option(
+        65536, "Unsent bytes of one connection at which send() waits.", unit="bytes", minimum=1
+    )
+    receive_high_water: int = _option(
+        65536, "Bytes the application has not received at which reading stops.", unit="bytes", minimum=1
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocketSettings:
+    """WebSocket"""
+
+    ws_max_size: int = _option(16777216, "Largest message; beyond it close 1009.", unit="bytes", minimum=1)
+    ws_max_fragments: int = _option(16384, "Most fragments of one message; beyond it close 1009.", minimum=1)
+    ws_ping_interval: float | None = _option(
+        20.0, "Send a ping after this time; 0 sends none.", unit="seconds", minimum=0
+    )
+    ws_ping_timeout: float | None = _option(
+        20.0, "Close with 1011 when nothing arrives for this long after a ping; 0 never does.",
+        unit="seconds", minimum=0,
+    )
+    ws_close_timeout: float = _option(
+        10.0, "How long to wait for the peer's half of the closing handshake.", unit="seconds", minimum=0
+    )
+    ws_per_message_deflate: bool = _option(
+        False, "Offer compression; costs memory per connection and time per message."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """TLS"""
+
+    ssl_certfile: str | None = _option(None, "Certificate chain (PEM).")
+    ssl_keyfile: str | None = _option(None, "Private key (PEM), when it is not in the certificate file.")
+    ssl_keyfile_password: str | None = _option(None, "Password of the private key.")
+    ssl_ca_certs: str | None = _option(None, "Certificates that client certificates are checked against.")
+    ssl_cert_reqs: str = _option(
+        "none", "Ask for a client certificate; 0, 1 and 2 mean none, optional and required.",
+        choices=("none", "optional", "required", "0", "1", "2"),
+    )
+    ssl_min_version: str = _option("1.2", "Lowest TLS version.", choices=("1.2", "1.3"))
+    ssl_ciphers: str | None = _option(None, "OpenSSL cipher list for TLS 1.2; none is Python's own choice.")
+    ssl_context_factory: Callable[[], Any] | str | None = _option(
+        None, "Function (or module:attr of one) that returns the ssl.SSLContext, called in every worker.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """Proxies in front"""
+
+    proxy_headers: bool = _option(True, "Believe X-Forwarded-For and X-Forwarded-Proto of trusted peers.")
+    forwarded_allow_ips: str = _option(
+        "127.0.0.1,::1", "Trusted proxies: addresses, networks, 'unix', or '*' for the last hop whoever it is."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """Worker"""
+
+    loop: str = _option(
+        "auto", "Event loop; auto is uvloop where it is installed.", choices=("auto", "uvloop", "asyncio")
+    )
+    limit_concurrency: int | None = _option(
+        None, "Most requests and WebSockets at work in one worker; beyond it 503.", minimum=1
+    )
+    limit_max_requests: int | None = _option(
+        None, "Replace a worker after this many requests, its successor ready first.", minimum=1
+    )
+    limit_max_requests_jitter: int = _option(
+        0, "Add a random number up to this to the limit, so that workers do not leave together.", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """Processes"""
+
+    workers: int | str = _option(
+        1, "Worker processes, or 'auto': CPU affinity and cgroup quota.", aliases=("web_concurrency",)
+    )
+    start_method: str = _option("fork", "How a worker process begins.", choices=("fork", "spawn"))
+    restart_limit: int = _option(
+        10, "Crashed workers within restart_window after which the server gives up with exit code 4.",
+        minimum=1,
+    )
+    restart_window: float = _option(60.0, "See restart_limit.", unit="seconds", minimum=0)
+    restart_backoff_max: float = _option(
+        30.0, "Longest wait before a crashed worker is replaced.", unit="seconds", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadSettings:
+    """Development"""
+
+    reload: bool = _option(False, "Start the workers anew when a source file changes.")
+    reload_dir: tuple[str, ...] = _option((), "Directory to watch; may be repeated; default is here.")
+    reload_include: tuple[str, ...] = _option(("*.py",), "Glob of file names to watch; may be repeated.")
+    reload_exclude: tuple[str, ...] = _option((), "Glob of file names not to watch; may be repeated.")
+    reload_delay: float = _option(0.25, "Quiet time before a reload.", unit="seconds", minimum=0)
+    reload_grace: float = _option(
+        2.0, "How long a worker may take to leave at a reload.", unit="seconds", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """Logging"""
+
+    log_level: str = _option(
+        "info", "Level of the leanserve logger.",
+        choices=("critical", "error", "warning", "info", "debug", "trace"),
+    )
+    log_config: str | Mapping[str, Any] | None = _option(
+        None, "logging configuration: a .json, .yaml or .ini file (in code: a mapping for dictConfig)."
+    )
+    access_log: bool = _option(True, "One line per request, at its completion.")
+    use_colors: bool | None = _option(None, "Colour the level names; default is when stderr is a terminal.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All groups. Build it with :meth:`build`, from flat names.
+
+    Source of the defaults: docs/reference/settings.md, which is made from this file.
+    """
+
+    listen: ListenSettings = field(default_factory=ListenSettings)
+    load: LoadSettings = field(default_factory=LoadSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    drain: DrainSettings = field(default_factory=DrainSettings)
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    proxy: ProxySettings = field(default_factory=ProxySettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    reload: ReloadSettings = field(default_factory=ReloadSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+    @classmethod
+    def build(cls, **flat: Any) -> Settings:
+        """Settings from flat names (``workers=4, port=0``); aliases are taken too.
+
+        Raises:
+            SettingsError: an unknown name, or a value of the wrong type, choice or size.
+        """
+        return cls().replace(**flat)
+
+    def replace(self, **flat: Any) -> Settings:
+        """A copy with some flat names changed. Raises SettingsError as :meth:`build`."""
+        per_group: dict[str, dict[str, Any]] = {}
+        for name, value in flat.items():
+            found = _BY_NAME.get(name)
+            if found is None:
+                raise SettingsError(f"unknown setting {name!r}; see docs/reference/settings.md")
+            group, item = found
+            _check(item, value)
+            per_group.setdefault(group, {})[item.name] = value
+        changed = {
+            group: dataclasses.replace(getattr(self, group), **values)
+            for group, values in per_group.items()
+        }
+        return dataclasses.replace(self, **changed)
+
+
+def options() -> Iterator[tuple[type[Any], dataclasses.Field[Any], Option]]:
+    """Every setting as (group class, field, its Option), in the order of this file."""
+    for group in dataclasses.fields(Settings):
+        group_class = group.default_factory
+        assert isinstance(group_class, type)
+        for item in dataclasses.fields(group_class):
+            yield group_class, item, item.metadata["option"]
+
+
+def _by_name() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
+    found: dict[str, tuple[str, dataclasses.Field[Any]]] = {}
+    for group in dataclasses.fields(Settings):
+        group_class = group.default_factory
+        assert isinstance(group_class, type)
+        for item in dataclasses.fields(group_class):
+            for name in (item.name, *item.metadata["option"].aliases):
+                assert name not in found, name
+                found[name] = (group.name, item)
+    return found
+
+
+_BY_NAME = _by_name()
+
+# What `from __future__ import annotations` leaves of a field's type, and the values that it takes.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "float": (int, float),
+    "tuple": (tuple,),
+    "None": (type(None),),
+}
+
+
+def _check(item: dataclasses.Field[Any], value: Any) -> None:
+    option: Option = item.metadata["option"]
+    words = [word.strip() for word in str(item.type).replace("[", " ").split("|")]
+    allowed = tuple(t for word in words for t in _TYPES.get(word.split()[0], ()))
+    anything = any(word.split()[0] not in _TYPES for word in words)
+    wrong_bool = isinstance(value, bool) and bool not in allowed
+    if not anything and (wrong_bool or not isinstance(value, allowed)):
+        raise SettingsError(f"{item.name} must be {item.type}, not {value!r}")
+    if option.choices and value not in option.choices:
+        raise SettingsError(f"{item.name} must be one of {', '.join(option.choices)}, not {value!r}")
+    if option.minimum is not None and isinstance(value, (int, float)) and not value >= option.minimum:
+        raise SettingsError(f"{item.name} must be at least {option.minimum:g}, not {value!r}")

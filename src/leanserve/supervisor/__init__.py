@@ -1,0 +1,1 @@
+"""The parent: no event loop, no application, no protocol."""

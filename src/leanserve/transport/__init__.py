@@ -1,0 +1,1 @@
+"""One accepted connection: when bytes move. Knows no ASGI word."""
