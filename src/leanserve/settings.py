@@ -8,11 +8,13 @@ command line, the environment variables and docs/reference/settings.md are all m
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from leanserve.errors import SettingsError
+from leanserve.option import Option, check_value, option
 
 __all__ = [
     "DrainSettings",
@@ -34,47 +36,24 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What the command line and the reference page have to know about one field.
-
-    Attributes:
-        help: one sentence, without the default and the unit.
-        unit: "seconds", "bytes", ... or "".
-        aliases: further spellings, those of uvicorn first (``timeout_keep_alive``).
-        choices: the values allowed, or () for any.
-        minimum: smallest number allowed, or None.
-        code_only: cannot be written on a command line (an object).
-    """
-
-    help: str
-    unit: str = ""
-    aliases: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    code_only: bool = False
-
-
-def _option(default: Any, help: str, **facts: Any) -> Any:
-    return field(default=default, metadata={"option": Option(help, **facts)})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenSettings:
     """Address"""
 
-    host: str = _option("127.0.0.1", "Address to listen on; '::' is dual stack.")
-    port: int = _option(8000, "Port to listen on; 0 lets the kernel choose.", minimum=0)
-    bind: tuple[str, ...] = _option(
+    host: str = option("127.0.0.1", "Address to listen on; '::' is dual stack.")
+    port: int = option(8000, "Port to listen on; 0 lets the kernel choose.", minimum=0, maximum=65535)
+    bind: tuple[str, ...] = option(
         (), "HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; may be repeated, and replaces --host and --port."
     )
-    uds: str | None = _option(None, "Path of a unix socket to listen on.")
-    uds_mode: int = _option(0o660, "File mode of the unix socket, set before it listens (octal).")
-    fd: int | None = _option(None, "Listen on this inherited socket descriptor.", minimum=0)
-    backlog: int = _option(2048, "Connections that the kernel may queue per listener.", minimum=1)
-    accept: str = _option(
+    uds: str | None = option(None, "Path of a unix socket to listen on.")
+    uds_mode: int = option(
+        0o660, "File mode of the unix socket, set before it listens.", unit="octal", minimum=0, maximum=0o777
+    )
+    fd: int | None = option(None, "Listen on this inherited socket descriptor.", minimum=0)
+    backlog: int = option(2048, "Connections that the kernel may queue per listener.", minimum=1)
+    accept: str = option(
         "auto",
-        "One listener per worker (SO_REUSEPORT: even load) or one shared by all; auto is per-worker on Linux.",
+        "A listener per worker (SO_REUSEPORT: even load) or one shared by all; auto: per-worker on Linux.",
         choices=("auto", "per-worker", "shared"),
     )
 
@@ -83,61 +62,67 @@ class ListenSettings:
 class LoadSettings:
     """Application"""
 
-    factory: bool = _option(False, "APP is a function without arguments that returns the application.")
-    interface: str = _option(
+    factory: bool = option(False, "APP is a function without arguments that returns the application.")
+    interface: str = option(
         "auto", "Interface of the application.", choices=("auto", "asgi3", "asgi2", "wsgi")
     )
-    app_dir: str = _option("", "Directory to look for APP in, before the Python path.")
-    root_path: str = _option("", "Path prefix that a proxy strips: ASGI root_path.")
-    lifespan: str = _option("auto", "Lifespan protocol.", choices=("auto", "on", "off"))
-    lifespan_startup_timeout: float | None = _option(
-        None, "Longest lifespan startup; none waits for ever (a model may load for minutes).", unit="seconds"
+    app_dir: str = option("", "Directory to look for APP in, before the Python path.")
+    root_path: str = option("", "Path prefix that a proxy strips: ASGI root_path.")
+    lifespan: str = option("auto", "Lifespan protocol.", choices=("auto", "on", "off"))
+    lifespan_startup_timeout: float | None = option(
+        None, "Longest lifespan startup; none waits for ever (a model may load for minutes).",
+        unit="seconds", minimum=0,
     )
-    lifespan_shutdown_timeout: float | None = _option(30.0, "Longest lifespan shutdown.", unit="seconds")
+    lifespan_shutdown_timeout: float | None = option(
+        30.0, "Longest lifespan shutdown.", unit="seconds", minimum=0
+    )
+    wsgi_threads: int = option(40, "Threads of one worker for a WSGI application.", minimum=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
     """HTTP"""
 
-    request_line_bytes: int = _option(
+    request_line_bytes: int = option(
         8190, "Longest request line; beyond it 414.", unit="bytes", minimum=64
     )
-    header_bytes: int = _option(
+    header_bytes: int = option(
         65536,
         "Largest header block; beyond it 431.",
         unit="bytes",
         aliases=("h11_max_incomplete_event_size",),
         minimum=256,
     )
-    header_count: int = _option(128, "Most header lines; beyond it 431.", minimum=1)
-    trailer_bytes: int = _option(8192, "Largest trailer section; beyond it 431.", unit="bytes", minimum=0)
-    server_header: bool = _option(True, "Send the server header.")
-    date_header: bool = _option(True, "Send the date header.")
-    header: tuple[str, ...] = _option((), "NAME:VALUE to add to every response; may be repeated.")
+    header_count: int = option(128, "Most header lines; beyond it 431.", minimum=1)
+    trailer_bytes: int = option(8192, "Largest trailer section; beyond it 431.", unit="bytes", minimum=0)
+    server_header: bool = option(True, "Send the server header.")
+    date_header: bool = option(True, "Send the date header.")
+    header: tuple[str, ...] = option(
+        (), "NAME:VALUE to add to every response; may be repeated.", separators="\n"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutSettings:
     """Deadlines"""
 
-    first_byte_timeout: float = _option(
+    first_byte_timeout: float = option(
         10.0, "From accept to the first byte of a request.", unit="seconds", minimum=0
     )
-    header_timeout: float = _option(
+    header_timeout: float = option(
         20.0, "From the first byte of a request to the end of its header block; then 408.",
         unit="seconds", minimum=0,
     )
-    keep_alive_timeout: float = _option(
+    keep_alive_timeout: float = option(
         75.0, "Idle time between two requests of a connection.",
         unit="seconds", aliases=("timeout_keep_alive",), minimum=0,
     )
-    linger_timeout: float = _option(
+    linger_timeout: float = option(
         5.0, "How long input is read and dropped after our last byte, so that the peer can read it.",
         unit="seconds", minimum=0,
     )
-    tls_handshake_timeout: float = _option(10.0, "TLS handshake.", unit="seconds", minimum=0)
-    tls_close_timeout: float = _option(
+    tls_handshake_timeout: float = option(10.0, "TLS handshake.", unit="seconds", minimum=0)
+    tls_close_timeout: float = option(
         5.0, "Wait for the peer's TLS close_notify.", unit="seconds", minimum=0
     )
 
@@ -146,19 +131,19 @@ class TimeoutSettings:
 class DrainSettings:
     """Stopping"""
 
-    drain_timeout: float = _option(
+    drain_timeout: float = option(
         30.0, "How long running requests may take to finish after SIGTERM.",
         unit="seconds", aliases=("timeout_graceful_shutdown",), minimum=0,
     )
-    pre_stop_delay: float = _option(
+    pre_stop_delay: float = option(
         0.0, "Keep accepting for this long after SIGTERM, until the load balancer has noticed.",
         unit="seconds", minimum=0,
     )
-    drain_idle_timeout: float = _option(
+    drain_idle_timeout: float = option(
         1.0, "While draining, how long an idle connection may still bring its next request.",
         unit="seconds", minimum=0,
     )
-    kill_grace: float = _option(
+    kill_grace: float = option(
         5.0, "From the end of the drain to SIGKILL.", unit="seconds", minimum=0
     )
 
@@ -167,10 +152,10 @@ class DrainSettings:
 class FlowSettings:
     """Back-pressure"""
 
-    send_high_water: int = _option(
+    send_high_water: int = option(
         65536, "Unsent bytes of one connection at which send() waits.", unit="bytes", minimum=1
     )
-    receive_high_water: int = _option(
+    receive_high_water: int = option(
         65536, "Bytes the application has not received at which reading stops.", unit="bytes", minimum=1
     )
 
@@ -179,19 +164,19 @@ class FlowSettings:
 class WebSocketSettings:
     """WebSocket"""
 
-    ws_max_size: int = _option(16777216, "Largest message; beyond it close 1009.", unit="bytes", minimum=1)
-    ws_max_fragments: int = _option(16384, "Most fragments of one message; beyond it close 1009.", minimum=1)
-    ws_ping_interval: float | None = _option(
+    ws_max_size: int = option(16777216, "Largest message; beyond it close 1009.", unit="bytes", minimum=1)
+    ws_max_fragments: int = option(16384, "Most fragments of one message; beyond it close 1009.", minimum=1)
+    ws_ping_interval: float | None = option(
         20.0, "Send a ping after this time; 0 sends none.", unit="seconds", minimum=0
     )
-    ws_ping_timeout: float | None = _option(
+    ws_ping_timeout: float | None = option(
         20.0, "Close with 1011 when nothing arrives for this long after a ping; 0 never does.",
         unit="seconds", minimum=0,
     )
-    ws_close_timeout: float = _option(
+    ws_close_timeout: float = option(
         10.0, "How long to wait for the peer's half of the closing handshake.", unit="seconds", minimum=0
     )
-    ws_per_message_deflate: bool = _option(
+    ws_per_message_deflate: bool = option(
         False, "Offer compression; costs memory per connection and time per message."
     )
 
@@ -200,17 +185,18 @@ class WebSocketSettings:
 class TlsSettings:
     """TLS"""
 
-    ssl_certfile: str | None = _option(None, "Certificate chain (PEM).")
-    ssl_keyfile: str | None = _option(None, "Private key (PEM), when it is not in the certificate file.")
-    ssl_keyfile_password: str | None = _option(None, "Password of the private key.")
-    ssl_ca_certs: str | None = _option(None, "Certificates that client certificates are checked against.")
-    ssl_cert_reqs: str = _option(
+    ssl_certfile: str | None = option(None, "Certificate chain (PEM).")
+    ssl_keyfile: str | None = option(None, "Private key (PEM), when it is not in the certificate file.")
+    ssl_keyfile_password: str | None = option(None, "Password of the private key.")
+    ssl_ca_certs: str | None = option(None, "Certificates that client certificates are checked against.")
+    ssl_cert_reqs: str = option(
         "none", "Ask for a client certificate; 0, 1 and 2 mean none, optional and required.",
-        choices=("none", "optional", "required", "0", "1", "2"),
+        choices=("none", "optional", "required"),
+        synonyms={"0": "none", "1": "optional", "2": "required"},
     )
-    ssl_min_version: str = _option("1.2", "Lowest TLS version.", choices=("1.2", "1.3"))
-    ssl_ciphers: str | None = _option(None, "OpenSSL cipher list for TLS 1.2; none is Python's own choice.")
-    ssl_context_factory: Callable[[], Any] | str | None = _option(
+    ssl_min_version: str = option("1.2", "Lowest TLS version.", choices=("1.2", "1.3"))
+    ssl_ciphers: str | None = option(None, "OpenSSL cipher list for TLS 1.2; none is Python's own choice.")
+    ssl_context_factory: Callable[[], Any] | str | None = option(  # noqa: RUF009 - a field, as all others
         None, "Function (or module:attr of one) that returns the ssl.SSLContext, called in every worker.",
     )
 
@@ -219,9 +205,11 @@ class TlsSettings:
 class ProxySettings:
     """Proxies in front"""
 
-    proxy_headers: bool = _option(True, "Believe X-Forwarded-For and X-Forwarded-Proto of trusted peers.")
-    forwarded_allow_ips: str = _option(
-        "127.0.0.1,::1", "Trusted proxies: addresses, networks, 'unix', or '*' for the last hop whoever it is."
+    proxy_headers: bool = option(True, "Believe X-Forwarded-For and X-Forwarded-Proto of trusted peers.")
+    forwarded_allow_ips: str = option(
+        "127.0.0.1,::1",
+        "Trusted proxies: addresses, networks, 'unix', or '*' for the last hop whoever it is.",
+        environment=("FORWARDED_ALLOW_IPS",),
     )
 
 
@@ -229,16 +217,16 @@ class ProxySettings:
 class WorkerSettings:
     """Worker"""
 
-    loop: str = _option(
+    loop: str = option(
         "auto", "Event loop; auto is uvloop where it is installed.", choices=("auto", "uvloop", "asyncio")
     )
-    limit_concurrency: int | None = _option(
+    limit_concurrency: int | None = option(
         None, "Most requests and WebSockets at work in one worker; beyond it 503.", minimum=1
     )
-    limit_max_requests: int | None = _option(
+    limit_max_requests: int | None = option(
         None, "Replace a worker after this many requests, its successor ready first.", minimum=1
     )
-    limit_max_requests_jitter: int = _option(
+    limit_max_requests_jitter: int = option(
         0, "Add a random number up to this to the limit, so that workers do not leave together.", minimum=0
     )
 
@@ -247,16 +235,20 @@ class WorkerSettings:
 class PoolSettings:
     """Processes"""
 
-    workers: int | str = _option(
-        1, "Worker processes, or 'auto': CPU affinity and cgroup quota.", aliases=("web_concurrency",)
+    workers: int | str = option(
+        1, "Worker processes, or 'auto': CPU affinity and cgroup quota.",
+        choices=("auto",), minimum=1, environment=("WEB_CONCURRENCY",),
     )
-    start_method: str = _option("fork", "How a worker process begins.", choices=("fork", "spawn"))
-    restart_limit: int = _option(
+    env_file: str | None = option(
+        None, "File of KEY=VALUE lines that are put into the environment before the workers start."
+    )
+    start_method: str = option("fork", "How a worker process begins.", choices=("fork", "spawn"))
+    restart_limit: int = option(
         10, "Crashed workers within restart_window after which the server gives up with exit code 4.",
         minimum=1,
     )
-    restart_window: float = _option(60.0, "See restart_limit.", unit="seconds", minimum=0)
-    restart_backoff_max: float = _option(
+    restart_window: float = option(60.0, "See restart_limit.", unit="seconds", minimum=0)
+    restart_backoff_max: float = option(
         30.0, "Longest wait before a crashed worker is replaced.", unit="seconds", minimum=0
     )
 
@@ -265,12 +257,12 @@ class PoolSettings:
 class ReloadSettings:
     """Development"""
 
-    reload: bool = _option(False, "Start the workers anew when a source file changes.")
-    reload_dir: tuple[str, ...] = _option((), "Directory to watch; may be repeated; default is here.")
-    reload_include: tuple[str, ...] = _option(("*.py",), "Glob of file names to watch; may be repeated.")
-    reload_exclude: tuple[str, ...] = _option((), "Glob of file names not to watch; may be repeated.")
-    reload_delay: float = _option(0.25, "Quiet time before a reload.", unit="seconds", minimum=0)
-    reload_grace: float = _option(
+    reload: bool = option(False, "Start the workers anew when a source file changes.")
+    reload_dir: tuple[str, ...] = option((), "Directory to watch; may be repeated; default is here.")
+    reload_include: tuple[str, ...] = option(("*.py",), "Glob of file names to watch; may be repeated.")
+    reload_exclude: tuple[str, ...] = option((), "Glob of file names not to watch; may be repeated.")
+    reload_delay: float = option(0.25, "Quiet time before a reload.", unit="seconds", minimum=0)
+    reload_grace: float = option(
         2.0, "How long a worker may take to leave at a reload.", unit="seconds", minimum=0
     )
 
@@ -279,15 +271,15 @@ class ReloadSettings:
 class LogSettings:
     """Logging"""
 
-    log_level: str = _option(
+    log_level: str = option(
         "info", "Level of the leanserve logger.",
         choices=("critical", "error", "warning", "info", "debug", "trace"),
     )
-    log_config: str | Mapping[str, Any] | None = _option(
-        None, "logging configuration: a .json, .yaml or .ini file (in code: a mapping for dictConfig)."
+    log_config: str | Mapping[str, Any] | None = option(
+        None, "Logging configuration: a .json, .yaml or .ini file (in code: a mapping for dictConfig)."
     )
-    access_log: bool = _option(True, "One line per request, at its completion.")
-    use_colors: bool | None = _option(None, "Colour the level names; default is when stderr is a terminal.")
+    access_log: bool = option(True, "One line per request, at its completion.")
+    use_colors: bool | None = option(None, "Colour the level names; default is when stderr is a terminal.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,7 +308,8 @@ class Settings:
         """Settings from flat names (``workers=4, port=0``); aliases are taken too.
 
         Raises:
-            SettingsError: an unknown name, or a value of the wrong type, choice or size.
+            SettingsError: an unknown name, a value of the wrong type, choice or size, or values that
+                cannot stand together.
         """
         return cls().replace(**flat)
 
@@ -328,20 +321,20 @@ class Settings:
             if found is None:
                 raise SettingsError(f"unknown setting {name!r}; see docs/reference/settings.md")
             group, item = found
-            _check(item, value)
-            per_group.setdefault(group, {})[item.name] = value
+            per_group.setdefault(group, {})[item.name] = check_value(item, value)
         changed = {
             group: dataclasses.replace(getattr(self, group), **values)
             for group, values in per_group.items()
         }
-        return dataclasses.replace(self, **changed)
+        result = dataclasses.replace(self, **changed)
+        _check_together(result)
+        return result
 
 
 def options() -> Iterator[tuple[type[Any], dataclasses.Field[Any], Option]]:
     """Every setting as (group class, field, its Option), in the order of this file."""
     for group in dataclasses.fields(Settings):
-        group_class = group.default_factory
-        assert isinstance(group_class, type)
+        group_class: Any = group.default_factory
         for item in dataclasses.fields(group_class):
             yield group_class, item, item.metadata["option"]
 
@@ -349,8 +342,7 @@ def options() -> Iterator[tuple[type[Any], dataclasses.Field[Any], Option]]:
 def _by_name() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
     found: dict[str, tuple[str, dataclasses.Field[Any]]] = {}
     for group in dataclasses.fields(Settings):
-        group_class = group.default_factory
-        assert isinstance(group_class, type)
+        group_class: Any = group.default_factory
         for item in dataclasses.fields(group_class):
             for name in (item.name, *item.metadata["option"].aliases):
                 assert name not in found, name
@@ -360,26 +352,24 @@ def _by_name() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
 
 _BY_NAME = _by_name()
 
-# What `from __future__ import annotations` leaves of a field's type, and the values that it takes.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-    "float": (int, float),
-    "tuple": (tuple,),
-    "None": (type(None),),
-}
+
+# RFC 9110 section 5.6.2 (token) and 5.5 (field-value: no control character but HTAB).
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
-    option: Option = item.metadata["option"]
-    words = [word.strip() for word in str(item.type).replace("[", " ").split("|")]
-    allowed = tuple(t for word in words for t in _TYPES.get(word.split()[0], ()))
-    anything = any(word.split()[0] not in _TYPES for word in words)
-    wrong_bool = isinstance(value, bool) and bool not in allowed
-    if not anything and (wrong_bool or not isinstance(value, allowed)):
-        raise SettingsError(f"{item.name} must be {item.type}, not {value!r}")
-    if option.choices and value not in option.choices:
-        raise SettingsError(f"{item.name} must be one of {', '.join(option.choices)}, not {value!r}")
-    if option.minimum is not None and isinstance(value, (int, float)) and not value >= option.minimum:
-        raise SettingsError(f"{item.name} must be at least {option.minimum:g}, not {value!r}")
+def _check_together(settings: Settings) -> None:
+    listen, tls = settings.listen, settings.tls
+    ways = [name for name in ("bind", "uds", "fd") if getattr(listen, name) not in (None, ())]
+    if len(ways) > 1:
+        raise SettingsError(f"give only one of {' and '.join(ways)}; bind may be repeated and takes them all")
+    for line in settings.http.header:
+        if not _HEADER.fullmatch(line):
+            raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")
+    if tls.ssl_certfile is None and tls.ssl_context_factory is None:
+        for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_ciphers"):
+            if getattr(tls, name) is not None:
+                raise SettingsError(f"{name} needs ssl_certfile: without a certificate there is no TLS")
+    if tls.ssl_cert_reqs != "none" and tls.ssl_ca_certs is None and tls.ssl_context_factory is None:
+        raise SettingsError(
+            f"ssl_cert_reqs {tls.ssl_cert_reqs} needs ssl_ca_certs, to check client certificates against"
+        )

@@ -1,0 +1,129 @@
+"""Logging, through the standard library: loggers ``leanserve`` (life cycle, errors) and ``leanserve.access``.
+
+Only the command line and ``Server.serve`` call :func:`configure`; a server inside somebody's program leaves
+logging alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import logging.config
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from leanserve.errors import SettingsError
+from leanserve.settings import LogSettings
+
+__all__ = ["TRACE", "configure"]
+
+#: Below DEBUG: every protocol event (uvicorn users know the level).
+TRACE = 5
+
+_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
+_COLOURS = {
+    TRACE: 34,
+    logging.DEBUG: 36,
+    logging.INFO: 32,
+    logging.WARNING: 33,
+    logging.ERROR: 31,
+    logging.CRITICAL: 91,
+}
+
+
+class _Formatter(logging.Formatter):
+    """Time with its zone offset, process id, level; the level in colour where that is wanted."""
+
+    def __init__(self, *, colours: bool) -> None:
+        super().__init__(_FORMAT, "%Y-%m-%d %H:%M:%S %z")
+        self._colours = colours
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        level = record.levelname
+        if self._colours:
+            record.levelname = f"\x1b[{_COLOURS.get(record.levelno, 37)}m{level}\x1b[0m"
+        try:
+            return super().formatMessage(record)
+        finally:
+            record.levelname = level  # other handlers get the record too
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Our own handler: so that a second configure() replaces it and leaves the handlers of others alone."""
+
+
+def configure(settings: LogSettings) -> None:
+    """Set up the two loggers; calling it again replaces the former set-up.
+
+    Life cycle and errors go to stderr, access lines to stdout, so that either can be redirected. A
+    ``log_config`` is applied last and may replace all of it.
+
+    Raises:
+        SettingsError: the log_config file cannot be read, or its content is not a logging configuration.
+    """
+    logging.addLevelName(TRACE, "TRACE")
+    level = logging.getLevelName(settings.log_level.upper())
+    _attach(logging.getLogger("leanserve"), level, sys.stderr, settings.use_colors)
+    access = logging.getLogger("leanserve.access")
+    _attach(access, logging.INFO, sys.stdout, settings.use_colors)
+    access.disabled = not settings.access_log
+    if settings.log_config is not None:
+        _apply(settings.log_config)
+
+
+def _attach(logger: logging.Logger, level: int, stream: TextIO, use_colors: bool | None) -> None:
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _Handler)]:
+        logger.removeHandler(handler)
+    terminal = stream.isatty() and "NO_COLOR" not in os.environ  # https://no-color.org
+    handler = _Handler(stream)
+    handler.setFormatter(_Formatter(colours=terminal if use_colors is None else use_colors))
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.disabled = False
+    logger.propagate = False  # the root logger belongs to the application
+
+
+def _apply(config: str | Mapping[str, Any]) -> None:
+    name = config if isinstance(config, str) else "mapping"
+    try:
+        if isinstance(config, str) and not config.endswith((".json", ".yaml", ".yml")):
+            _check_readable(config)
+            logging.config.fileConfig(config, disable_existing_loggers=False)
+        else:
+            content = _read(config) if isinstance(config, str) else config
+            if not isinstance(content, Mapping):
+                raise SettingsError(f"log_config {name}: the file must hold a mapping with a 'version'")
+            # the standard library would silence our loggers by default, because they exist already
+            logging.config.dictConfig({"disable_existing_loggers": False, **content})
+    except (ValueError, TypeError, AttributeError, ImportError, KeyError, RuntimeError, OSError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        raise SettingsError(f"log_config {name} cannot be used: {error}{cause}") from error
+
+
+def _check_readable(path: str) -> None:
+    # fileConfig reads a missing file as an empty one, and then fails with a KeyError about its sections
+    try:
+        Path(path).open("rb").close()
+    except OSError as error:
+        raise SettingsError(f"cannot read log_config {path}: {error.strerror}") from None
+
+
+def _read(path: str) -> Any:
+    _check_readable(path)
+    text = Path(path).read_text(encoding="utf-8")
+    if path.endswith(".json"):
+        return json.loads(text)
+    try:
+        yaml = importlib.import_module("yaml")  # not a dependency of ours
+    except ImportError:
+        raise SettingsError(f"log_config {path} needs pyyaml: install it, or write the file as .json") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"log_config {path} is not YAML: {' '.join(str(error).split())}") from None
