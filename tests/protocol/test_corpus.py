@@ -1,0 +1,150 @@
+"""Every corpus file through the codec: whole, byte by byte, and cut in two wherever it can be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import corpus_reader
+import pytest
+from corpus_reader import Case, Expected
+
+from leanserve.errors import RemoteProtocolError
+from leanserve.protocol.events import Data, EndOfBody, Request, Upgrade
+from leanserve.protocol.http1 import Http1Codec
+from leanserve.settings import HttpSettings
+
+CASES = corpus_reader.load()
+SENTINEL = b"GET /sentinel HTTP/1.1\r\nhost: a.example\r\n\r\n"
+
+# Files longer than this are cut around their ends, and at some positions in between.
+_LONG = 600
+_CUTS_BETWEEN = 20
+
+
+@dataclass
+class Outcome:
+    requests: list[Expected] = field(default_factory=list)
+    begun: Expected | None = None
+    status: int | None = None
+    after: str = "keep"
+
+
+def _seen(request: Request, body: bytes) -> Expected:
+    target = request.raw_path + (b"?" + request.query if request.query else b"")
+    return Expected(request.method, target, body)
+
+
+def read(pieces: Iterable[bytes]) -> Outcome:
+    """What a connection would do with the pieces, were every request answered at its end."""
+    codec, outcome = Http1Codec(HttpSettings()), Outcome()
+    for piece in pieces:
+        codec.receive(piece)
+        try:
+            _drain(codec, outcome)
+        except RemoteProtocolError as error:
+            outcome.status, outcome.after = error.status, "close"
+        if outcome.after == "close":
+            break
+    return outcome
+
+
+def _drain(codec: Http1Codec, outcome: Outcome) -> None:
+    while (event := codec.next_event()) is not None:
+        if isinstance(event, Request):
+            outcome.begun = _seen(event, b"")
+        elif isinstance(event, Data):
+            assert outcome.begun is not None
+            outcome.begun = Expected(
+                outcome.begun.method, outcome.begun.target, outcome.begun.body + event.data
+            )
+        else:
+            assert isinstance(event, EndOfBody)
+            assert outcome.begun is not None
+            assert codec.request is not None
+            outcome.requests.append(outcome.begun)
+            outcome.begun = None
+            if not codec.request.keep_alive or codec.request.upgrade is not Upgrade.NONE:
+                outcome.after = "close"
+                return
+            codec.next_exchange()
+
+
+def check(case: Case, outcome: Outcome, how: str) -> None:
+    """The verdict of the file and nothing else has happened."""
+    where = f"{case.name} {how}: {case.why}"
+    assert outcome.requests == list(case.requests), where
+    if case.verdict == "refuse":
+        assert outcome.status in case.statuses, where
+    else:
+        assert outcome.status is None, where
+        assert outcome.after == case.after, where
+    if case.begins is None:
+        assert outcome.begun is None, where
+    elif outcome.begun is None:
+        raise AssertionError(f"{where}: the head was not seen")
+    else:
+        begun, begins = outcome.begun, case.begins
+        assert (begun.method, begun.target) == (begins.method, begins.target), where
+        # A refused piece may take good bytes of its own read along; an unfinished body may lose none.
+        assert begins.body.startswith(begun.body), where
+        assert case.verdict == "refuse" or begun.body == begins.body, where
+
+
+def cuts(size: int) -> Iterator[int]:
+    if size <= _LONG:
+        return iter(range(1, size))
+    return chain(range(1, 64), range(64, size - 64, size // _CUTS_BETWEEN), range(size - 64, size))
+
+
+def in_layer(layer: str) -> list[pytest.param]:
+    return [pytest.param(case, id=case.name) for case in CASES if case.layer == layer]
+
+
+@pytest.mark.parametrize("case", in_layer("http"))
+def test_whole(case: Case) -> None:
+    check(case, read([case.raw]), "whole")
+
+
+@pytest.mark.parametrize("case", in_layer("http"))
+def test_byte_by_byte(case: Case) -> None:
+    pieces = (case.raw[i : i + 1] for i in range(len(case.raw)))
+    check(case, read(pieces), "byte by byte")
+
+
+@pytest.mark.parametrize("case", in_layer("http"))
+def test_every_cut(case: Case) -> None:
+    for at in cuts(len(case.raw)):
+        check(case, read([case.raw[:at], case.raw[at:]]), f"cut at {at}")
+
+
+@pytest.mark.parametrize("case", in_layer("http"))
+def test_a_request_behind(case: Case) -> None:
+    if case.verdict == "wait":
+        return  # what stands behind an unfinished request is a part of it
+    outcome = read([case.raw + SENTINEL])
+    sentinel = Expected(b"GET", b"/sentinel")
+    answered = outcome.requests[len(case.requests) :]
+    if case.verdict == "accept" and case.after == "keep":
+        assert answered == [sentinel]
+    else:
+        assert sentinel not in outcome.requests
+
+
+@pytest.mark.parametrize("case", in_layer("websocket"))
+def test_handshakes_are_requests_to_this_layer(case: Case) -> None:
+    head, _, body = case.raw.partition(b"\r\n\r\n")
+    codec = Http1Codec(HttpSettings())
+    codec.receive(head + b"\r\n\r\n")
+    request = codec.next_event()
+    assert isinstance(request, Request)
+    assert request.upgrade is Upgrade.WEBSOCKET
+    assert bool(body) is (request.content_length != 0)
+
+
+def test_the_corpus_is_all_there() -> None:
+    verdicts = [case.verdict for case in CASES]
+    assert verdicts.count("refuse") >= 150
+    assert verdicts.count("accept") >= 80
+    assert verdicts.count("wait") >= 5
