@@ -1,4 +1,4 @@
-"""The request corpus: one file, one stream of bytes, its verdict (the format is in tests/corpus/README.md)."""
+"""The request corpus: one file is one stream of bytes and its verdict (format: tests/corpus/README.md)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def parse(name: str, text: str) -> Case:
 
 
 def load() -> list[Case]:
-    """Every case, sorted by name. Raises ValueError with the file's name for one that is not of the format."""
+    """Every case, sorted by name. Raises ValueError, naming the file, for one that is not of the format."""
     cases = []
     for path in sorted(CORPUS.rglob("*.req")):
         name = path.relative_to(CORPUS).with_suffix("").as_posix()
