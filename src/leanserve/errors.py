@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "AppProtocolError",
     "BootFailed",
@@ -44,13 +46,18 @@ class RemoteProtocolError(LeanserveError):
         reason: what was wrong, for the log; never echoed to the peer.
         status: the HTTP status to answer with while the connection speaks HTTP.
         close_code: the WebSocket close code (RFC 6455 section 7.4) once it speaks WebSocket.
+        headers: what an HTTP answer has to carry beside its status (a 426 names the protocol it wants).
     """
 
-    def __init__(self, reason: str, *, status: int = 400, close_code: int = 1002) -> None:
+    def __init__(
+        self, reason: str, *, status: int = 400, close_code: int = 1002,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.close_code = close_code
+        self.headers = headers
 
 
 class AppProtocolError(LeanserveError, RuntimeError):
