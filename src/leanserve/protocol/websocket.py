@@ -1,0 +1,289 @@
+"""The server's side of one open WebSocket as bytes and events (RFC 6455 sections 5 to 7), on wsproto.
+
+wsproto knows frames; here they become whole messages within bounds. One call of ``next_event`` deals with one
+frame (or one piece of a long one), so the caller decides how much work is done before others have their turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import (
+    CloseReason,
+    Frame,
+    FrameDecoder,
+    FrameProtocol,
+    Opcode,
+    ParseFailed,
+    RsvBits,
+)
+
+from leanserve.errors import AppProtocolError, RemoteProtocolError
+from leanserve.protocol.deflate import BoundedDeflate
+
+__all__ = [
+    "BinaryMessage",
+    "Close",
+    "CloseCode",
+    "Partial",
+    "Ping",
+    "Pong",
+    "TextMessage",
+    "WebSocketCodec",
+    "WebSocketEvent",
+]
+
+# How much wsproto is given at a time: a bound on the work of one call. Deflate can make a thousandfold of it.
+_SLICE_BYTES: Final = 65536
+_COMPRESSED_SLICE_BYTES: Final = 2048
+
+_NO_RSV: Final = RsvBits(False, False, False)
+
+
+class CloseCode(IntEnum):
+    """Close codes that the server itself uses (RFC 6455 section 7.4.1 and the IANA registry)."""
+
+    NORMAL = 1000
+    PROTOCOL_ERROR = 1002
+    NO_CODE = 1005
+    ABNORMAL = 1006
+    INVALID_DATA = 1007
+    TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    SERVICE_RESTART = 1012
+
+
+@dataclass(slots=True)
+class TextMessage:
+    """A whole text message."""
+
+    data: str
+
+
+@dataclass(slots=True)
+class BinaryMessage:
+    """A whole binary message."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class Ping:
+    """A ping; it wants a pong with the same payload."""
+
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Pong:
+    """A pong, asked for or not."""
+
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Close:
+    """The peer's Close; it is the last event. Without a code in the frame, `code` is 1005."""
+
+    code: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Partial:
+    """A piece of a message was taken in, and nothing is complete yet: call again."""
+
+
+WebSocketEvent = TextMessage | BinaryMessage | Ping | Pong | Close | Partial
+_PARTIAL: Final = Partial()
+
+
+class _Bounds(Extension):
+    """Looks at each frame header before wsproto takes the payload.
+
+    wsproto may offer one header several times while its masking key is incomplete, so looking changes nothing
+    that a second look would change again; a frame is counted when it is complete.
+    """
+
+    name = "bounds"
+
+    def __init__(self, max_size_bytes: int, max_fragments: int) -> None:
+        self._max_size_bytes = max_size_bytes
+        self._max_fragments = max_fragments
+        self._fragments = 0
+        self._left_bytes = 0
+        self._frame_bytes = 0
+        self._in_control = False
+
+    def enabled(self) -> bool:
+        return True
+
+    def offer(self) -> bool | str:
+        return False  # nothing is negotiated: this extension exists on our side only
+
+    def frame_inbound_header(
+        self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
+    ) -> CloseReason | RsvBits:
+        self._in_control = opcode.iscontrol()
+        if self._in_control:
+            return _NO_RSV
+        # RFC 6455 section 5.4: fragments of one message must not be interleaved with another message.
+        if (opcode is Opcode.CONTINUATION) != (self._fragments > 0):
+            return CloseReason.PROTOCOL_ERROR
+        if not self._fragments:
+            self._left_bytes = self._max_size_bytes
+            if rsv.rsv1:
+                # What counts is the inflated size, which BoundedDeflate watches. Data that does not compress
+                # becomes a little longer, so the limit on the compressed size has to be a little higher.
+                self._left_bytes += self._max_size_bytes // 8 + 64
+        if payload_length > self._left_bytes or self._fragments >= self._max_fragments:
+            return CloseReason.MESSAGE_TOO_BIG
+        self._frame_bytes = payload_length
+        return _NO_RSV
+
+    def frame_inbound_complete(
+        self, proto: FrameDecoder | FrameProtocol, fin: bool
+    ) -> bytes | CloseReason | None:
+        if not self._in_control:
+            self._left_bytes -= self._frame_bytes
+            self._fragments = 0 if fin else self._fragments + 1
+        return None
+
+
+class WebSocketCodec:
+    """One per connection.
+
+    Args:
+        max_size_bytes: most bytes of one message, inflated; beyond it RemoteProtocolError, close code 1009.
+        max_fragments: most frames of one message; beyond it the same.
+        deflate: the compression agreed on, or None.
+    """
+
+    __slots__ = ("_ended", "_frames", "_partial", "_pending", "_slice_bytes")
+
+    def __init__(
+        self, *, max_size_bytes: int, max_fragments: int, deflate: BoundedDeflate | None = None
+    ) -> None:
+        extensions: list[Extension] = [_Bounds(max_size_bytes, max_fragments)]
+        if deflate is not None:
+            extensions.append(deflate)
+        self._frames = FrameProtocol(client=False, extensions=extensions)
+        self._slice_bytes = _SLICE_BYTES if deflate is None else _COMPRESSED_SLICE_BYTES
+        self._pending = bytearray()
+        # No list of pieces: a long message that comes byte by byte must not cost fifty times its size.
+        self._partial: bytearray | None = None
+        self._ended = False
+
+    # Receiving
+
+    def receive(self, data: bytes) -> None:
+        """Add bytes from the peer."""
+        self._pending += data
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes received and not yet looked at."""
+        return len(self._pending)
+
+    def next_event(self) -> WebSocketEvent | None:
+        """The next event, or None when more bytes are needed, and after Close or an error.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol; its close_code is the one to close with.
+        """
+        frame = self._next_frame()
+        while frame is None and self._pending and not self._ended:
+            self._frames.receive_bytes(bytes(self._pending[: self._slice_bytes]))
+            del self._pending[: self._slice_bytes]
+            frame = self._next_frame()
+        return None if frame is None else self._to_event(frame)
+
+    def _next_frame(self) -> Frame | None:
+        """The one place where wsproto is called for reading, and its errors become ours."""
+        if self._ended:
+            return None
+        try:
+            return next(self._frames.received_frames(), None)
+        except ParseFailed as error:
+            self._stop()
+            reason = "message too big" if error.code == CloseReason.MESSAGE_TOO_BIG else str(error)
+            raise RemoteProtocolError(reason, close_code=int(error.code)) from error
+
+    def _stop(self) -> None:
+        # RFC 6455 sections 7.1.7 and 5.5.1: nothing behind a failure or behind a Close is processed.
+        self._ended = True
+        self._pending.clear()
+        self._partial = None
+
+    def _to_event(self, frame: Frame) -> WebSocketEvent:
+        opcode, payload = frame.opcode, frame.payload
+        if opcode is Opcode.TEXT:
+            assert isinstance(payload, str)
+            if frame.message_finished and self._partial is None:
+                return TextMessage(payload)
+            whole = self._add(payload.encode(), frame.message_finished)
+            return _PARTIAL if whole is None else TextMessage(whole.decode())
+        if opcode is Opcode.BINARY:
+            assert isinstance(payload, bytes)
+            if frame.message_finished and self._partial is None:
+                return BinaryMessage(payload)
+            whole = self._add(payload, frame.message_finished)
+            return _PARTIAL if whole is None else BinaryMessage(bytes(whole))
+        if opcode is Opcode.CLOSE:
+            assert isinstance(payload, tuple)
+            self._stop()
+            return Close(int(payload[0]), payload[1])
+        assert isinstance(payload, bytes)
+        return Ping(payload) if opcode is Opcode.PING else Pong(payload)
+
+    def _add(self, piece: bytes, finished: bool) -> bytearray | None:
+        """Keep a piece; the whole message once it is finished."""
+        whole = self._partial if self._partial is not None else bytearray()
+        whole += piece
+        self._partial = None if finished else whole
+        return whole if finished else None
+
+    # Sending
+
+    def send_text(self, text: str) -> bytes:
+        """A whole text message. Raises AppProtocolError for what UTF-8 cannot say (lone surrogates)."""
+        try:
+            return bytes(self._frames.send_data(text))
+        except UnicodeEncodeError as error:
+            # RFC 6455 section 5.6: "The "Payload data" is text data encoded as UTF-8."
+            raise AppProtocolError(f"text message is not valid Unicode: {error}") from error
+
+    def send_bytes(self, data: bytes) -> bytes:
+        """A whole binary message."""
+        return bytes(self._frames.send_data(data))
+
+    def ping(self, payload: bytes = b"") -> bytes:
+        """A ping; the payload has at most 125 bytes."""
+        return bytes(self._frames.ping(payload))
+
+    def pong(self, payload: bytes = b"") -> bytes:
+        """A pong; the payload is that of the ping."""
+        return bytes(self._frames.pong(payload))
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> bytes:
+        """A Close; 1005 makes one without a code. A long reason is cut to 123 bytes, between two characters.
+
+        Raises:
+            AppProtocolError: a code that must not be sent, or a reason that is not valid Unicode.
+        """
+        if code == CloseCode.NO_CODE:
+            return bytes(self._frames.close())
+        if not _may_be_sent(code):
+            raise AppProtocolError(f"{code!r} is not a close code that may be sent")
+        try:
+            return bytes(self._frames.close(code, reason))
+        except UnicodeEncodeError as error:
+            raise AppProtocolError(f"close reason is not valid Unicode: {error}") from error
+
+
+def _may_be_sent(code: int) -> bool:
+    """RFC 6455 section 7.4: 1004, 1005, 1006 and 1015 never; the rest of 1000-2999 when it is registered."""
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
