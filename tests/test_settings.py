@@ -56,8 +56,6 @@ def test_flat_names_find_their_group() -> None:
     [
         ({"ports": 1}, "unknown setting 'ports'"),
         ({"port": "1"}, "port must be int"),
-        ({"uds": "/tmp/x", "fd": 3}, "give only one of uds and fd"),
-        ({"bind": ("a:1",), "uds": "/tmp/x"}, "give only one of bind and uds"),
         ({"header": ("no colon",)}, "NAME:VALUE"),
         ({"header": ("a: b\r\nc: d",)}, "NAME:VALUE"),
         ({"header": ("sp ace: b",)}, "NAME:VALUE"),

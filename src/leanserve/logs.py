@@ -122,7 +122,7 @@ def _read(path: str) -> Any:
     try:
         yaml = importlib.import_module("yaml")  # not a dependency of ours
     except ImportError:
-        raise SettingsError(f"log_config {path} needs pyyaml: install it, or write the file as .json") from None
+        raise SettingsError(f"log_config {path} needs pyyaml: install it, or write .json") from None
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -358,10 +358,7 @@ _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 def _check_together(settings: Settings) -> None:
-    listen, tls = settings.listen, settings.tls
-    ways = [name for name in ("bind", "uds", "fd") if getattr(listen, name) not in (None, ())]
-    if len(ways) > 1:
-        raise SettingsError(f"give only one of {' and '.join(ways)}; bind may be repeated and takes them all")
+    tls = settings.tls
     for line in settings.http.header:
         if not _HEADER.fullmatch(line):
             raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")
