@@ -1,0 +1,416 @@
+"""One HTTP request and its response: ASGI messages on one side, the connection on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from enum import IntEnum
+from typing import Any, ClassVar
+
+from leanserve.asgi.messages import App, AppService, ExchangeRecord, Message, base_scope, call_app, is_disconnect
+from leanserve.errors import AppProtocolError, ClientDisconnected
+from leanserve.machine import Machine
+from leanserve.protocol.events import Headers, Request
+from leanserve.protocol.responses import Framing, check_headers
+from leanserve.transport.connection import Connection
+
+__all__ = [
+    "BodyMachine", "BodyMove", "BodyState", "HttpExchange", "ResponseMachine", "ResponseMove", "ResponseState",
+]  # fmt: skip
+
+logger = logging.getLogger("leanserve")
+
+
+class ResponseState(IntEnum):
+    """The response side of an exchange."""
+
+    WAITING = 0  # nothing said yet
+    HELD = 1  # the head is said, and held back until the first body message: a failure is still a clean 500
+    STREAMING = 2
+    TRAILING = 3  # the body has ended, trailers are to come
+    DONE = 4
+    GONE = 5  # there is nobody to answer any more
+
+
+class ResponseMove(IntEnum):
+    """What the application or the connection can do to the response."""
+
+    START = 0
+    BODY = 1
+    LAST_BODY = 2
+    BODY_BEFORE_TRAILERS = 3
+    TRAILERS = 4
+    FAIL = 5
+    LOSE = 6
+
+
+class ResponseMachine(Machine[ResponseState, ResponseMove]):
+    """ASGI: "The protocol server must not start sending the response ... until it has received at least one
+    Response Body event"; FAIL is our own answer (500, 503) to an application that gave none."""
+
+    __slots__ = ()
+    START: ClassVar[IntEnum] = ResponseState.WAITING
+    TABLE: ClassVar = {
+        (ResponseState.WAITING, ResponseMove.START): ResponseState.HELD,
+        (ResponseState.WAITING, ResponseMove.FAIL): ResponseState.DONE,
+        (ResponseState.WAITING, ResponseMove.LOSE): ResponseState.GONE,
+        (ResponseState.HELD, ResponseMove.BODY): ResponseState.STREAMING,
+        (ResponseState.HELD, ResponseMove.LAST_BODY): ResponseState.DONE,
+        (ResponseState.HELD, ResponseMove.BODY_BEFORE_TRAILERS): ResponseState.TRAILING,
+        (ResponseState.HELD, ResponseMove.FAIL): ResponseState.DONE,
+        (ResponseState.HELD, ResponseMove.LOSE): ResponseState.GONE,
+        (ResponseState.STREAMING, ResponseMove.BODY): ResponseState.STREAMING,
+        (ResponseState.STREAMING, ResponseMove.LAST_BODY): ResponseState.DONE,
+        (ResponseState.STREAMING, ResponseMove.BODY_BEFORE_TRAILERS): ResponseState.TRAILING,
+        (ResponseState.STREAMING, ResponseMove.LOSE): ResponseState.GONE,
+        (ResponseState.TRAILING, ResponseMove.TRAILERS): ResponseState.DONE,
+        (ResponseState.TRAILING, ResponseMove.LOSE): ResponseState.GONE,
+        (ResponseState.DONE, ResponseMove.LOSE): ResponseState.DONE,
+        (ResponseState.GONE, ResponseMove.LOSE): ResponseState.GONE,
+    }
+
+
+class BodyState(IntEnum):
+    """The request body of an exchange."""
+
+    UNREAD = 0  # the application has not asked for it
+    READING = 1
+    ENDED = 2  # all of it is here
+    DELIVERED = 3  # all of it is with the application
+    CUT = 4  # the rest will not come
+
+
+class BodyMove(IntEnum):
+    """What can happen to the request body."""
+
+    ASK = 0
+    END = 1
+    DELIVER = 2
+    CUT = 3
+
+
+class BodyMachine(Machine[BodyState, BodyMove]):
+    """UNREAD and READING differ in one thing: 100 (Continue) is sent on the way from one to the other."""
+
+    __slots__ = ()
+    START: ClassVar[IntEnum] = BodyState.UNREAD
+    TABLE: ClassVar = {
+        (BodyState.UNREAD, BodyMove.ASK): BodyState.READING,
+        (BodyState.UNREAD, BodyMove.END): BodyState.ENDED,
+        (BodyState.UNREAD, BodyMove.CUT): BodyState.CUT,
+        (BodyState.READING, BodyMove.ASK): BodyState.READING,
+        (BodyState.READING, BodyMove.END): BodyState.ENDED,
+        (BodyState.READING, BodyMove.CUT): BodyState.CUT,
+        (BodyState.ENDED, BodyMove.ASK): BodyState.ENDED,
+        (BodyState.ENDED, BodyMove.DELIVER): BodyState.DELIVERED,
+        (BodyState.ENDED, BodyMove.CUT): BodyState.CUT,
+        (BodyState.DELIVERED, BodyMove.ASK): BodyState.DELIVERED,
+        (BodyState.DELIVERED, BodyMove.CUT): BodyState.CUT,
+        (BodyState.CUT, BodyMove.ASK): BodyState.CUT,
+        (BodyState.CUT, BodyMove.END): BodyState.CUT,
+        (BodyState.CUT, BodyMove.CUT): BodyState.CUT,
+    }
+
+
+class HttpExchange:
+    """Built when a request head is complete; lives until the application has returned."""
+
+    __slots__ = (
+        "body", "connection", "held", "news", "record", "request", "response", "service", "started",
+        "task", "undelivered", "unread_limit",
+    )  # fmt: skip
+
+    def __init__(self, service: AppService, connection: Connection, request: Request, app: App) -> None:
+        self.service = service
+        self.connection = connection
+        self.request = request
+        self.response = ResponseMachine()
+        self.body = BodyMachine()
+        self.undelivered = bytearray()
+        self.unread_limit = service.settings.flow.receive_high_water
+        self.news: asyncio.Event | None = None
+        self.held: tuple[int, Headers, bool] = (0, [], False)
+        self.started = service.loop.time()
+        scope = base_scope(service, connection, request, "http")
+        scope["type"] = "http"
+        scope["method"] = request.method.decode("ascii")
+        scope["extensions"].update(_EXTENSIONS)
+        self.record = ExchangeRecord(
+            scope["client"], scope["method"], request.raw_path.decode("latin-1"), request.query.decode("latin-1"),
+            request.version, 0, 0.0, None, 0, 0,
+        )
+        # A copy of the context that stood after the lifespan startup, never another request's.
+        self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
+        service.exchange_started(self)
+
+    def __repr__(self) -> str:
+        return f"<HttpExchange {self.response.state.name} {self.body.state.name} {self.record.path}>"
+
+    # What the connection tells
+
+    def body_received(self, data: bytes) -> None:
+        """Bytes of the request body."""
+        self.record.received_bytes += len(data)
+        if self.response.state >= ResponseState.DONE or self.body.state is BodyState.CUT:
+            return  # nobody will ask for it
+        self.undelivered += data
+        if len(self.undelivered) > self.unread_limit:
+            self.connection.pause_reading()
+        self._wake()
+
+    def body_ended(self) -> None:
+        """The request is complete."""
+        self.body.advance(BodyMove.END)
+        self._wake()
+
+    def client_finished(self) -> None:
+        """The client has closed its side. It may be gone or may be reading: sending goes on, receiving ends."""
+        if self.body.state is BodyState.ENDED:
+            return  # what is here is delivered first; receive() then finds the codec at EOF
+        self.body.advance(BodyMove.CUT)
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, or the request broke off."""
+        if self.response.state < ResponseState.DONE:
+            self.record.cause = self.record.cause or "client_gone"
+            self.response.advance(ResponseMove.LOSE)
+            self._close_record()
+        self.body.advance(BodyMove.CUT)
+        self.undelivered.clear()
+        self._wake()
+
+    def drain(self) -> None:
+        """The server has begun to stop: the exchange runs on, its response will say ``connection: close``."""
+
+    def cancel(self, reason: str) -> None:
+        """The server does not wait any longer."""
+        self.record.cause = reason
+        self.task.cancel(reason)
+
+    # What the application calls
+
+    async def receive(self) -> Message:
+        """ASGI receive."""
+        while True:
+            if self.response.state >= ResponseState.DONE or self.body.state is BodyState.CUT:
+                return {"type": "http.disconnect"}
+            if self.undelivered or self.body.state is BodyState.ENDED:
+                return self._deliver()
+            if self.body.state is BodyState.DELIVERED and self.connection.codec.eof:
+                return {"type": "http.disconnect"}
+            if self.body.state is BodyState.UNREAD and self.request.expects_continue:
+                # RFC 9110 section 10.1.1: 100 asks for the body; a final response may say no instead.
+                if self.response.state <= ResponseState.HELD:
+                    self.connection.send_interim(100)
+            self.body.advance(BodyMove.ASK)
+            if self.news is None:
+                self.news = asyncio.Event()
+            self.news.clear()
+            await self.news.wait()
+
+    def _deliver(self) -> Message:
+        body = bytes(self.undelivered)
+        self.undelivered.clear()
+        if body:
+            self.connection.resume_reading()
+        if self.body.state is BodyState.ENDED:
+            self.body.advance(BodyMove.DELIVER)
+            return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": True}
+
+    async def send(self, message: Message) -> None:
+        """ASGI send.
+
+        Raises:
+            AppProtocolError: a message that ASGI or HTTP does not allow here.
+            ClientDisconnected: the client has gone.
+        """
+        if self.response.state is ResponseState.GONE:
+            raise ClientDisconnected("the client has gone")
+        if self.response.state is ResponseState.DONE:
+            return  # ASGI: after the last body message "any further messages on the channel will be ignored"
+        handler = _HANDLERS.get(message["type"])
+        if handler is None:
+            raise AppProtocolError(f"an HTTP application cannot send {message['type']!r}")
+        await handler(self, message)
+
+    async def _start(self, message: Message) -> None:
+        if not self.response.accepts(ResponseMove.START):
+            raise AppProtocolError("http.response.start was sent twice")
+        status = message.get("status")
+        if not isinstance(status, int) or not 200 <= status <= 999:
+            raise AppProtocolError(f"status {status!r} is not that of a final response")
+        headers = check_headers(message.get("headers", ()))
+        self.held = (int(status), headers, bool(message.get("trailers", False)))
+        self.response.advance(ResponseMove.START)
+
+    async def _body(self, message: Message) -> None:
+        data = message.get("body", b"")
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise AppProtocolError(f"body must be bytes, not {type(data).__name__}")
+        if type(data) is not bytes:
+            data = bytes(data)
+        more = bool(message.get("more_body", False))
+        trailers = self.held[2]
+        if self.response.state is ResponseState.HELD:
+            self._send_head(data, more=more, trailers=trailers)
+        elif self.response.state is ResponseState.STREAMING:
+            self.connection.send_body(data, more=more or trailers)
+        else:
+            raise AppProtocolError("http.response.body before http.response.start or behind the last body")
+        self.record.sent_bytes += len(data)
+        if more:
+            self.response.advance(ResponseMove.BODY)
+        else:
+            self.response.advance(ResponseMove.BODY_BEFORE_TRAILERS if trailers else ResponseMove.LAST_BODY)
+        await self._after_write()
+
+    def _send_head(self, data: bytes, *, more: bool, trailers: bool) -> None:
+        status, headers, _ = self.held
+        self.connection.send_response(status, headers, data, more=more, trailers=trailers)
+        self.record.status = status
+        self.held = (status, [], trailers)  # from here on the list gathers trailers
+        self.record.first_byte_s = self.service.loop.time() - self.started
+
+    async def _after_write(self) -> None:
+        """After each write: a length that does not fit ends all; the end ends the exchange; else wait."""
+        head = self.connection.codec.response
+        if head is not None and head.fault is not None:
+            self._cut("app_error")
+            raise AppProtocolError(head.fault)
+        if self.response.state is ResponseState.DONE:
+            self._finish()
+        elif not self.connection.gate.open:
+            await self.connection.gate.wait_open()
+
+    async def _trailers(self, message: Message) -> None:
+        if self.response.state is not ResponseState.TRAILING:
+            raise AppProtocolError("http.response.trailers without trailers=True, or before the end of the body")
+        trailers = self.held[1]
+        trailers += check_headers(message.get("headers", ()))
+        if not message.get("more_trailers", False):
+            self.connection.send_trailers(trailers)
+            self.response.advance(ResponseMove.TRAILERS)
+            await self._after_write()
+
+    async def _early_hint(self, message: Message) -> None:
+        """RFC 8297: 103 with Link headers, before the final head; too late or too old a client: ignored."""
+        if self.response.state <= ResponseState.HELD and self.request.version == "1.1":
+            links = check_headers((b"link", bytes(link)) for link in message.get("links", ()))
+            self.connection.send_interim(103, links)
+
+    async def _path(self, message: Message) -> None:
+        """The body is a file; it is the whole body."""
+        if self.response.state is not ResponseState.HELD:
+            raise AppProtocolError("http.response.pathsend must follow http.response.start")
+        path = message.get("path")
+        if not isinstance(path, str) or not os.path.isabs(path):
+            raise AppProtocolError(f"pathsend needs an absolute path, not {path!r}")
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        try:
+            await self._send_file(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+
+    async def _send_file(self, fd: int, size: int) -> None:
+        status, headers, trailers = self.held
+        if not any(name == b"content-length" for name, _ in headers):
+            self.held = (status, [*headers, (b"content-length", b"%d" % size)], trailers)
+        self._send_head(b"", more=True, trailers=False)
+        self.response.advance(ResponseMove.BODY)
+        head = self.connection.codec.response
+        if head is not None and head.framing is not Framing.NONE:
+            self.record.sent_bytes += size
+        await self.connection.send_file(fd, size)
+        self.response.advance(ResponseMove.LAST_BODY)
+        await self._after_write()
+
+    # The end
+
+    async def _run(self, app: App, scope: dict[str, Any]) -> None:
+        try:
+            error = await call_app(app, scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self._end(503, None)
+            raise
+        else:
+            self._end(500, error)
+        finally:
+            self.service.exchange_ended(self)
+
+    def _end(self, status: int, error: Exception | None) -> None:
+        """The application has returned, raised or been cancelled."""
+        if error is not None:
+            self._log(error)
+        state = self.response.state
+        if state >= ResponseState.DONE:
+            return
+        if error is None and status == 500:
+            logger.error("the application returned without completing its response to %s", self._name())
+        self.record.cause = self.record.cause or "app_error"
+        if state <= ResponseState.HELD:
+            self.held = (status, [(b"content-type", b"text/plain; charset=utf-8")], False)
+            self._send_head(_BODIES[status], more=False, trailers=False)
+            self.record.sent_bytes += len(_BODIES[status])
+            self.response.advance(ResponseMove.FAIL)
+            self._finish()
+        else:
+            self._cut(self.record.cause)
+
+    def _log(self, error: Exception) -> None:
+        if is_disconnect(error):
+            logger.debug("the client left %s before its response was complete", self._name())
+        else:
+            logger.error("exception in the application at %s", self._name(), exc_info=error)
+
+    def _name(self) -> str:
+        return f"{self.record.method} {self.record.path!a}"
+
+    def _cut(self, cause: str) -> None:
+        """End a response that has begun so that the client cannot take it for complete."""
+        if self.response.state < ResponseState.GONE:
+            self.record.cause = cause
+            head = self.connection.codec.response
+            if head is not None and head.framing is Framing.CLOSE:
+                self.connection.reset()  # there, an orderly close would be a proper end
+            else:
+                self.connection.finish()
+            if self.response.state is not ResponseState.DONE:
+                self.response.advance(ResponseMove.LOSE)
+            self.body.advance(BodyMove.CUT)
+            self._close_record()
+            self._wake()
+
+    def _finish(self) -> None:
+        self._close_record()
+        self._wake()
+        self.connection.exchange_done()
+
+    def _close_record(self) -> None:
+        record = self.record
+        record.status = record.status or 499
+        record.duration_s = self.service.loop.time() - self.started
+        self.service.exchange_done(record)
+
+    def _wake(self) -> None:
+        if self.news is not None:
+            self.news.set()
+
+
+_EXTENSIONS: dict[str, dict[str, Any]] = {
+    "http.response.trailers": {},
+    "http.response.early_hint": {},
+    "http.response.pathsend": {},
+}
+
+_BODIES = {500: b"Internal Server Error", 503: b"Service Unavailable"}
+
+_HANDLERS = {
+    "http.response.start": HttpExchange._start,
+    "http.response.body": HttpExchange._body,
+    "http.response.trailers": HttpExchange._trailers,
+    "http.response.early_hint": HttpExchange._early_hint,
+    "http.response.pathsend": HttpExchange._path,
+}

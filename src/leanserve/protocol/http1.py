@@ -1,0 +1,276 @@
+"""The server's side of one HTTP/1.1 connection as bytes and events, on h11.
+
+h11 is the authority on HTTP/1.1; strict.py stands in front of it. h11 is only ever given bytes of one
+message: the rest waits here until :meth:`Http1Codec.next_exchange`, so a pipelined request is not looked at
+before its turn has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from http import HTTPStatus
+
+import h11
+
+from leanserve.errors import AppProtocolError, RemoteProtocolError
+from leanserve.protocol import strict
+from leanserve.protocol.events import BodyKind, Data, EndOfBody, Headers, Request
+from leanserve.protocol.responses import Framing, ResponseHead, plan_response
+from leanserve.settings import HttpSettings
+
+__all__ = ["FileRange", "Http1Codec", "REASONS"]
+
+#: Reason phrases by status; optional on the wire (RFC 9112 section 4), but people read them.
+REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+
+# h11's own limit counts what is incomplete; ours are exact and in front of it, so h11's must not interfere.
+_NO_LIMIT = 1 << 40
+_COMPACT_BYTES = 65536
+
+
+class _Reading(IntEnum):
+    HEAD = 0
+    BODY = 1
+    ENDED = 2
+
+
+class FileRange:
+    """Stands for bytes of a file in a list of pieces to write: h11 asks a body for nothing but its length."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Http1Codec:
+    """Bytes in, events out; responses in, bytes out. One per connection; no state is kept between exchanges."""
+
+    __slots__ = (
+        "_buffer", "_gate", "_h11", "_left", "_reading", "_scanned", "_settings",
+        "eof", "request", "response",
+    )
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._settings = settings
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._h11 = _new_h11()
+        self._reading = _Reading.HEAD
+        self._gate: strict.ChunkGate | None = None
+        self._left = 0
+        #: The peer has sent its last byte.
+        self.eof = False
+        #: The request of this exchange, once its head is complete.
+        self.request: Request | None = None
+        #: The head of the final response, once it is encoded.
+        self.response: ResponseHead | None = None
+
+    # Receiving
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes received and not yet made into an event."""
+        return len(self._buffer)
+
+    @property
+    def request_ended(self) -> bool:
+        """Whether the request of this exchange has been read to its end."""
+        return self._reading is _Reading.ENDED
+
+    def receive(self, data: bytes) -> None:
+        """Add bytes from the peer."""
+        self._buffer += data
+
+    def next_event(self) -> Request | Data | EndOfBody | None:
+        """The next event, or None when more bytes (or :meth:`next_exchange`) are needed first.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol; nothing more is read from it.
+        """
+        if self._reading is _Reading.HEAD:
+            return self._read_head()
+        if self._reading is _Reading.BODY:
+            return self._read_body()
+        return None
+
+    def take_rest(self) -> bytes:
+        """Hand over the bytes behind the head of an upgraded request; they are another protocol's."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
+    def _read_head(self) -> Request | None:
+        buffer = self._buffer
+        if buffer.startswith(b"\r\n") and not self._scanned:
+            # RFC 9112 section 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the request-line".
+            del buffer[:2]
+            self._scanned = 1  # one only; and 1 is as good a place as 0 to search from
+        end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0))
+        if end < 0:
+            self._scanned = max(len(buffer), self._scanned)
+            strict.check_partial_head(buffer, self._settings)
+            return None
+        head = bytes(buffer[:end])
+        strict.check_head(head, self._settings)
+        del buffer[: end + 4]
+        self._scanned = 0
+        parsed = self._feed(head + b"\r\n\r\n")
+        if not isinstance(parsed, h11.Request):
+            raise RemoteProtocolError("h11 sees no request in a complete head")
+        request = strict.build_request(parsed.method, parsed.target, parsed.http_version, list(parsed.headers))
+        self.request = request
+        self._reading = _Reading.BODY
+        self._left = request.content_length or 0
+        self._gate = strict.ChunkGate(self._settings.trailer_bytes) if request.body is BodyKind.CHUNKED else None
+        return request
+
+    def _read_body(self) -> Data | EndOfBody | None:
+        event = self._feed(b"")
+        if event is h11.NEED_DATA and self._buffer:
+            piece = self._cut_message()
+            event = self._feed(piece)
+        if isinstance(event, h11.Data):
+            return Data(bytes(event.data))
+        if isinstance(event, h11.EndOfMessage):
+            self._reading = _Reading.ENDED
+            return EndOfBody()
+        return None
+
+    def _cut_message(self) -> bytes:
+        """Take from the buffer what belongs to this message."""
+        if self._gate is not None:
+            piece = bytes(self._buffer)
+            size = self._gate.take(piece)
+            piece = piece[:size]
+        else:
+            size = min(self._left, len(self._buffer))
+            piece = bytes(self._buffer[:size])
+            self._left -= size
+        del self._buffer[:size]
+        return piece
+
+    def _feed(self, data: bytes) -> object:
+        """The one place where h11 is called for reading, and its errors become ours."""
+        try:
+            if data:
+                self._h11.receive_data(data)
+            return self._h11.next_event()
+        except h11.RemoteProtocolError as error:
+            raise RemoteProtocolError(str(error), status=error.error_status_hint) from error
+
+    # Sending
+
+    def encode_response(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], defaults: Headers, body: bytes,
+        *, more: bool, close: bool, trailers: bool = False,
+    ) -> bytes:
+        """Head and first piece of the body of the final response.
+
+        Args:
+            status: 200 to 599.
+            headers: the application's, as ``responses.check_headers`` gave them back.
+            defaults: headers added where the application has none of that name (date, server).
+            body: the first piece; dropped where the response may have none (HEAD, 204, 205, 304).
+            more: whether more pieces follow; without, a length is declared instead of chunking.
+            close: whether this is to be the last exchange of the connection.
+            trailers: whether trailers may follow.
+
+        Raises:
+            AppProtocolError: a header or status that HTTP does not allow; nothing has been encoded. A body that
+                is not as long as declared does not raise: it is cut and noted in ``response.fault``.
+        """
+        request = self.request
+        assert request is not None
+        known = None if more or trailers else len(body)
+        head = plan_response(request, status, headers, defaults, known_length=known, close=close)
+        event = h11.Response(
+            status_code=status, headers=head.headers, reason=REASONS.get(status, b""), http_version=b"1.1"
+        )
+        data = b"".join(self._send(event))
+        if request.version == "1.0" and not head.close:
+            # h11 never keeps an HTTP/1.0 connection. RFC 9112 section 9.3 lets us when the client asked for it and
+            # the message has its own end; anything else than h11's plain line leaves the connection to close.
+            kept = data.replace(b"\r\nConnection: close\r\n", b"\r\nconnection: keep-alive\r\n", 1)
+            head.close = kept == data
+            data = kept
+        self.response = head
+        return data + self.encode_body(body, more=more or trailers)
+
+    def encode_body(self, data: bytes, *, more: bool) -> bytes:
+        """A piece of the body; the end of the message too unless `more`."""
+        pieces = self.encode_pieces(data, more=more)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def encode_pieces(self, data: bytes, *, more: bool) -> list[bytes]:
+        """As :meth:`encode_body`, with the piece itself uncopied in a list (it may be a FileRange)."""
+        head = self.response
+        assert head is not None
+        pieces: list[bytes] = []
+        if data and head.framing is not Framing.NONE:
+            size = head.admit(len(data))
+            if size != len(data):
+                data = data[:size]
+            if size:
+                pieces = self._send(h11.Data(data=data))
+        if not more:
+            pieces += self._end([])
+        return pieces
+
+    def encode_trailers(self, trailers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """The end of a message with trailers; they are dropped where they cannot go (RFC 9110 section 6.5.1)."""
+        assert self.request is not None
+        assert self.response is not None
+        fits = self.request.accepts_trailers and self.response.framing is Framing.CHUNKED
+        return b"".join(self._end(list(trailers) if fits else []))
+
+    def _end(self, trailers: Headers) -> list[bytes]:
+        assert self.response is not None
+        if not self.response.check_complete():
+            return []  # no end, no fake end: the connection is cut and the client sees that bytes are missing
+        return self._send(h11.EndOfMessage(headers=trailers))
+
+    def encode_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+        """An interim (1xx) response (RFC 9110 section 15.2)."""
+        event = h11.InformationalResponse(
+            status_code=status, headers=list(headers), reason=REASONS.get(status, b"")
+        )
+        return b"".join(self._send(event))
+
+    def encode_refusal(self, status: int, defaults: Headers) -> bytes:
+        """A whole response to something that never became an exchange; the connection closes behind it."""
+        reason = REASONS.get(status, b"Error")
+        lines = [b"HTTP/1.1 %d %s" % (status, reason)]
+        lines += [b"%s: %s" % item for item in defaults]
+        lines += [b"content-type: text/plain; charset=utf-8", b"content-length: %d" % len(reason)]
+        lines += [b"connection: close", b"", reason]
+        return b"\r\n".join(lines)
+
+    def _send(self, event: h11.Event) -> list[bytes]:
+        """The one place where h11 is called for writing, and its errors become ours."""
+        try:
+            return self._h11.send_with_data_passthrough(event) or []
+        except h11.LocalProtocolError as error:
+            raise AppProtocolError(str(error)) from error
+
+    # Between exchanges
+
+    def next_exchange(self) -> None:
+        """Forget the finished exchange; the next call of :meth:`next_event` reads a new head."""
+        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+        else:
+            self._h11 = _new_h11()  # h11 calls a 1.0 connection finished; we have agreed to keep it
+        self._reading = _Reading.HEAD
+        self._gate = None
+        self._scanned = 0
+        self.request = None
+        self.response = None
+
+
+def _new_h11() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=_NO_LIMIT)

@@ -1,0 +1,522 @@
+"""One accepted connection: when bytes move, and who closes when.
+
+The connection knows bytes, events and deadlines; what a request means is the exchange's business. There is no
+queue and no task between the two: events go in as calls, and so do answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Any, ClassVar, Protocol
+
+from leanserve.errors import IllegalTransition, RemoteProtocolError
+from leanserve.machine import Machine
+from leanserve.protocol.events import Data, EndOfBody, Headers, Request
+from leanserve.protocol.http1 import FileRange, Http1Codec
+from leanserve.settings import Settings
+from leanserve.transport.deadlines import NEVER, Deadlines
+from leanserve.transport.flow import WriteGate
+from leanserve.transport.peer import Peer, describe_peer
+from leanserve.transport.sendfile import send_range
+
+__all__ = ["Connection", "Exchange", "Phase", "PhaseMachine", "PhaseMove", "Service", "Tunnel"]
+
+
+class Phase(IntEnum):
+    """Where a connection is in its life."""
+
+    OPENING = 0  # accepted, no request yet
+    IDLE = 1  # between two exchanges
+    ACTIVE = 2  # an exchange runs, another may follow
+    LAST = 3  # an exchange runs, and the connection closes behind it
+    TUNNEL = 4  # the bytes are another protocol's (WebSocket)
+    LINGERING = 5  # our side is closed; input is read and dropped until EOF or a deadline
+    CLOSED = 6
+
+
+class PhaseMove(IntEnum):
+    """What can happen to a connection."""
+
+    REQUEST = 0
+    LAST_REQUEST = 1
+    NO_MORE = 2
+    DONE = 3
+    UPGRADE = 4
+    FINISH = 5
+    LOST = 6
+
+
+class PhaseMachine(Machine[Phase, PhaseMove]):
+    """Two deadlines in a row close any connection, and nothing leads from LAST back to IDLE."""
+
+    __slots__ = ()
+    START: ClassVar[IntEnum] = Phase.OPENING
+    TABLE: ClassVar = {
+        (Phase.OPENING, PhaseMove.REQUEST): Phase.ACTIVE,
+        (Phase.OPENING, PhaseMove.LAST_REQUEST): Phase.LAST,
+        (Phase.OPENING, PhaseMove.FINISH): Phase.LINGERING,
+        (Phase.OPENING, PhaseMove.LOST): Phase.CLOSED,
+        (Phase.IDLE, PhaseMove.REQUEST): Phase.ACTIVE,
+        (Phase.IDLE, PhaseMove.LAST_REQUEST): Phase.LAST,
+        (Phase.IDLE, PhaseMove.FINISH): Phase.LINGERING,
+        (Phase.IDLE, PhaseMove.LOST): Phase.CLOSED,
+        (Phase.ACTIVE, PhaseMove.NO_MORE): Phase.LAST,
+        (Phase.ACTIVE, PhaseMove.DONE): Phase.IDLE,
+        (Phase.ACTIVE, PhaseMove.UPGRADE): Phase.TUNNEL,
+        (Phase.ACTIVE, PhaseMove.FINISH): Phase.LINGERING,
+        (Phase.ACTIVE, PhaseMove.LOST): Phase.CLOSED,
+        (Phase.LAST, PhaseMove.NO_MORE): Phase.LAST,
+        (Phase.LAST, PhaseMove.UPGRADE): Phase.TUNNEL,
+        (Phase.LAST, PhaseMove.FINISH): Phase.LINGERING,
+        (Phase.LAST, PhaseMove.LOST): Phase.CLOSED,
+        (Phase.TUNNEL, PhaseMove.FINISH): Phase.LINGERING,
+        (Phase.TUNNEL, PhaseMove.LOST): Phase.CLOSED,
+        (Phase.LINGERING, PhaseMove.FINISH): Phase.LINGERING,
+        (Phase.LINGERING, PhaseMove.LOST): Phase.CLOSED,
+        (Phase.CLOSED, PhaseMove.FINISH): Phase.CLOSED,
+    }
+
+
+class Wait(IntEnum):
+    """What the deadline of a connection is for."""
+
+    FIRST_BYTE = 0
+    HEAD = 1
+    NEXT_REQUEST = 2
+    REST_OF_BODY = 3
+    LINGER = 4
+    TUNNEL = 5
+
+
+class Exchange(Protocol):
+    """What a connection tells of one request and its response."""
+
+    def body_received(self, data: bytes) -> None:
+        """Bytes of the request body."""
+
+    def body_ended(self) -> None:
+        """The request is complete."""
+
+    def client_finished(self) -> None:
+        """The client will send nothing more (half-close); it may still read."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, or the request broke off."""
+
+    def drain(self) -> None:
+        """The server has begun to stop."""
+
+    def cancel(self, reason: str) -> None:
+        """The server does not wait any longer."""
+
+
+class Tunnel(Protocol):
+    """What a connection tells once its bytes are another protocol's."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the peer."""
+
+    def eof_received(self) -> None:
+        """The peer has closed its side."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+
+    def deadline_reached(self) -> None:
+        """The deadline set by ``Connection.set_deadline`` has passed."""
+
+    def drain(self) -> None:
+        """The server has begun to stop."""
+
+    def cancel(self, reason: str) -> None:
+        """The server does not wait any longer."""
+
+
+class Service(Protocol):
+    """What all connections of a worker share; the worker is it."""
+
+    settings: Settings
+    loop: asyncio.AbstractEventLoop
+    deadlines: Deadlines
+    draining: bool
+    server_cert: str | None
+
+    def default_headers(self) -> Headers:
+        """``date``, ``server`` and the operator's own headers."""
+
+    def open_exchange(self, connection: Connection, request: Request) -> Exchange:
+        """Begin an exchange. Raises RemoteProtocolError when the request is refused after all."""
+
+    def connection_opened(self, connection: Connection) -> None:
+        """A connection was accepted (behind the TLS handshake)."""
+
+    def connection_closed(self, connection: Connection) -> None:
+        """A connection is gone."""
+
+    def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
+        """The peer broke the protocol."""
+
+    def failed(self, connection: Connection, error: Exception) -> None:
+        """A bug of ours: the connection is aborted, the worker goes on."""
+
+
+class Connection(asyncio.Protocol):
+    """The asyncio protocol of one accepted stream."""
+
+    __slots__ = (
+        "codec", "deadline", "exchange", "gate", "peer", "phase", "queue_item", "service", "transport",
+        "tunnel", "unsent_bytes", "waits_for",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+    peer: Peer
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.codec = Http1Codec(service.settings.http)
+        self.phase = PhaseMachine()
+        self.gate = WriteGate()
+        self.exchange: Exchange | None = None
+        self.tunnel: Tunnel | None = None
+        self.deadline = NEVER
+        self.queue_item: list[Any] | None = None
+        self.waits_for = Wait.FIRST_BYTE
+        self.unsent_bytes = 0  # at the last look while lingering
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.phase.state.name} {getattr(self, 'peer', None)}>"
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accepted, and the TLS handshake is over."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.peer = describe_peer(transport, self.service.server_cert)
+        high = self.service.settings.flow.send_high_water
+        # Both marks: uvloop's own low-water mark is 16 bytes, which makes a writer wait until all is sent.
+        transport.set_write_buffer_limits(high=high, low=high // 4)
+        self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
+        self.service.connection_opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the peer."""
+        phase = self.phase.state
+        if phase is Phase.TUNNEL:
+            assert self.tunnel is not None
+            self._guard(self.tunnel.data_received, data)
+        elif phase < Phase.TUNNEL:
+            self.codec.receive(data)
+            self._guard(self._read)
+
+    def eof_received(self) -> bool:
+        """The peer has closed its side. True keeps ours open."""
+        phase = self.phase.state
+        self.codec.eof = True
+        if phase is Phase.TUNNEL:
+            assert self.tunnel is not None
+            self._guard(self.tunnel.eof_received)
+        elif phase in (Phase.ACTIVE, Phase.LAST) and self.codec.request_ended:
+            assert self.exchange is not None
+            self.exchange.client_finished()
+            # RFC 9112 section 9.6 knows clients that close their side early: the answer is still wanted.
+            # TLS as asyncio speaks it has no half-close.
+            return self.peer.tls is None
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone; called once."""
+        self.phase.advance(PhaseMove.LOST)
+        self.service.deadlines.forget(self)
+        self.gate.lose()
+        handler, self.exchange, self.tunnel = self.tunnel or self.exchange, None, None
+        if handler is not None:
+            handler.connection_lost(exc)
+        self.service.connection_closed(self)
+
+    def pause_writing(self) -> None:
+        """The transport is above its high-water mark."""
+        self.gate.pause()
+
+    def resume_writing(self) -> None:
+        """The transport is below its low-water mark."""
+        self.gate.resume()
+
+    def deadline_reached(self) -> None:
+        """Called by Deadlines."""
+        self._guard(self._deadline_reached)
+
+    # Reading
+
+    def _guard(self, call: Callable[..., None], *args: Any) -> None:
+        """Run one callback: a fault of ours costs this connection and no other."""
+        try:
+            call(*args)
+        except RemoteProtocolError as error:
+            self.refuse(error)
+        except Exception as error:  # one of the three named places: the connection callback
+            self.service.failed(self, error)
+            self.abort()
+
+    def _read(self) -> None:
+        codec = self.codec
+        while (event := codec.next_event()) is not None:
+            if type(event) is Request:
+                self._begin(event)
+            elif self.exchange is None:
+                raise IllegalTransition(f"{event!r} without an exchange")
+            elif type(event) is Data:
+                self.exchange.body_received(event.data)
+            else:
+                assert type(event) is EndOfBody
+                self.exchange.body_ended()
+                self._request_ended()
+        if self.phase.state in (Phase.OPENING, Phase.IDLE):
+            if codec.buffered_bytes and self.waits_for is not Wait.HEAD:
+                self._wait(Wait.HEAD, self.service.settings.timeouts.header_timeout)
+        elif codec.buffered_bytes > self.service.settings.flow.receive_high_water:
+            self.pause_reading()  # pipelined requests wait in the kernel, not here
+
+    def _begin(self, request: Request) -> None:
+        last = self.service.draining or not request.keep_alive
+        self.phase.advance(PhaseMove.LAST_REQUEST if last else PhaseMove.REQUEST)
+        self.deadline = NEVER
+        self.exchange = self.service.open_exchange(self, request)
+
+    def _request_ended(self) -> None:
+        """The last byte of a request came after its response had ended."""
+        if self.waits_for is Wait.REST_OF_BODY and self.deadline != NEVER:
+            self._next_exchange()
+
+    def _read_on(self) -> None:
+        """Take up a pipelined request: a turn of the loop later, so that one peer cannot hold the worker."""
+        if self.phase.state in (Phase.OPENING, Phase.IDLE):
+            self._guard(self._read)
+            if self.phase.state is Phase.IDLE and self.codec.eof:
+                self.finish(linger=False)
+
+    def pause_reading(self) -> None:
+        """Leave further bytes in the kernel."""
+        if self.phase.state < Phase.LINGERING and self.transport.is_reading():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self.transport.is_closing() and not self.transport.is_reading():
+            self.transport.resume_reading()
+
+    # Answering
+
+    def send_response(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, more: bool, trailers: bool = False
+    ) -> None:
+        """Head and first piece of the body, in one write. Raises AppProtocolError as the codec does."""
+        codec = self.codec
+        close = self.phase.state is Phase.LAST or self.service.draining or self._body_is_unwanted()
+        data = codec.encode_response(
+            status, headers, self.service.default_headers(), body, more=more, close=close, trailers=trailers
+        )
+        assert codec.response is not None
+        if codec.response.close:
+            self.phase.advance(PhaseMove.NO_MORE)
+        self.transport.write(data)
+
+    def send_body(self, data: bytes, *, more: bool) -> None:
+        """A further piece of the body; an end without data when `more` is False and `data` is empty."""
+        pieces = self.codec.encode_pieces(data, more=more)
+        if len(pieces) == 1:
+            self.transport.write(pieces[0])
+        elif pieces:
+            self.transport.write(b"".join(pieces))
+
+    def send_trailers(self, trailers: Iterable[tuple[bytes, bytes]]) -> None:
+        """The end of the response, with trailers."""
+        self.transport.write(self.codec.encode_trailers(trailers))
+
+    def send_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """An interim response: 100, 103; 101 only through :meth:`enter_tunnel`'s caller."""
+        self.transport.write(self.codec.encode_interim(status, headers))
+
+    async def send_file(self, fd: int, count: int) -> None:
+        """The rest of the body from the start of a file: sendfile on plain sockets, reads and writes on TLS.
+
+        Raises:
+            ClientDisconnected: the client has gone.
+        """
+        for piece in self.codec.encode_pieces(FileRange(count), more=False):  # type: ignore[arg-type]  # h11 asks for len() only
+            if isinstance(piece, FileRange):
+                await send_range(self, fd, piece.count)
+            else:
+                self.transport.write(piece)
+
+    def _body_is_unwanted(self) -> bool:
+        """Whether so much of the request is still to come that closing costs less than reading it."""
+        request = self.codec.request
+        assert request is not None
+        if self.codec.request_ended:
+            return False
+        return request.content_length is None or request.content_length > _REST_BYTES or request.expects_continue
+
+    def exchange_done(self) -> None:
+        """The response is complete; called by the exchange, once."""
+        if self.phase.state >= Phase.TUNNEL:
+            return
+        if self.codec.request_ended or self.phase.state is Phase.LAST:
+            self._next_exchange()
+        else:
+            # The application answered without reading all: the rest has to pass before the next request.
+            self._wait(Wait.REST_OF_BODY, self.service.settings.timeouts.linger_timeout)
+            self.resume_reading()
+
+    def _next_exchange(self) -> None:
+        self.exchange = None
+        if self.phase.state is Phase.LAST:
+            self.finish()
+            return
+        self.phase.advance(PhaseMove.DONE)
+        codec = self.codec
+        codec.next_exchange()
+        if codec.buffered_bytes or codec.eof:
+            self.service.loop.call_soon(self._read_on)
+        self.resume_reading()
+        self._wait(Wait.NEXT_REQUEST, self.service.settings.timeouts.keep_alive_timeout)
+
+    def refuse(self, error: RemoteProtocolError) -> None:
+        """Answer what broke the protocol, as far as an answer is still possible, and close."""
+        self.service.refused(self, error)
+        tunnel, exchange = self.tunnel, self.exchange
+        self.tunnel = self.exchange = None
+        if tunnel is not None or self.phase.state >= Phase.TUNNEL:
+            if tunnel is not None:
+                tunnel.connection_lost(error)
+            self.abort()
+            return
+        if self.codec.response is None:
+            self.transport.write(self.codec.encode_refusal(error.status, self.service.default_headers()))
+        if exchange is not None:
+            exchange.connection_lost(error)
+        self.finish()
+
+    # Tunnel
+
+    def enter_tunnel(self, tunnel: Tunnel) -> None:
+        """Give all further bytes to `tunnel`; those that came behind the head follow a turn later."""
+        self.phase.advance(PhaseMove.UPGRADE)
+        self.exchange = None
+        self.tunnel = tunnel
+        if rest := self.codec.take_rest():
+            self.service.loop.call_soon(self._deliver_rest, rest)
+
+    def _deliver_rest(self, rest: bytes) -> None:
+        if self.tunnel is not None:
+            self._guard(self.tunnel.data_received, rest)
+
+    def write(self, data: bytes) -> None:
+        """Raw bytes of the tunnel's protocol."""
+        self.transport.write(data)
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Have ``tunnel.deadline_reached()`` called after `seconds`; None takes the deadline away."""
+        if seconds is None:
+            self.deadline = NEVER
+        elif self.phase.state is Phase.TUNNEL:
+            self._wait(Wait.TUNNEL, seconds)
+
+    # Closing
+
+    def finish(self, *, linger: bool = True) -> None:
+        """Send what is written, close our side, and read on until the peer has closed its own.
+
+        RFC 9112 section 9.6: closing at once while bytes of the peer are unread makes the kernel send a reset,
+        which may destroy our last response before the peer has read it.
+        """
+        if self.phase.advance(PhaseMove.FINISH) is not Phase.LINGERING:
+            return
+        self.unsent_bytes = self.transport.get_write_buffer_size()
+        timeouts, drain = self.service.settings.timeouts, self.service.settings.drain
+        self._wait(Wait.LINGER, drain.drain_idle_timeout if self.service.draining else timeouts.linger_timeout)
+        request = self.codec.request
+        agreed = request is not None and not request.keep_alive and self.codec.request_ended
+        if not linger or self.codec.eof or agreed or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once; what is unsent is dropped."""
+        self.transport.abort()
+
+    def reset(self) -> None:
+        """Close so that the peer sees an error and not an end: RST instead of FIN."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+
+    def drain(self) -> None:
+        """The server has begun to stop."""
+        handler = self.tunnel or self.exchange
+        if handler is not None:
+            handler.drain()
+        elif self.phase.state in (Phase.OPENING, Phase.IDLE) and self.waits_for is not Wait.HEAD:
+            # The next request may be on its way: it is answered if it comes now. Closing at once would lose it.
+            self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
+
+    def cancel(self, reason: str) -> None:
+        """The server does not wait any longer."""
+        handler = self.tunnel or self.exchange
+        if handler is not None:
+            handler.cancel(reason)
+        else:
+            self.abort()
+
+    def _wait(self, wait: Wait, seconds: float) -> None:
+        self.waits_for = wait
+        self.service.deadlines.set(self, seconds)
+
+    def _deadline_reached(self) -> None:
+        wait = self.waits_for
+        if wait is Wait.TUNNEL:
+            if self.tunnel is not None:
+                self.tunnel.deadline_reached()
+        elif wait is Wait.LINGER:
+            self._end_linger()
+        elif wait is Wait.HEAD:
+            raise RemoteProtocolError("the request head took too long", status=408)
+        elif wait is Wait.NEXT_REQUEST and _has_input(self.transport):
+            # A request arrived while the timer was about to fire: serve it instead of closing on it.
+            self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
+        else:
+            # Nothing of ours is under way to the peer, unless it has sent a request and is owed the rest of it.
+            self.finish(linger=wait is Wait.REST_OF_BODY)
+
+    def _end_linger(self) -> None:
+        """A peer that still takes bytes of a long answer is given another turn; one that does not is cut."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self.unsent_bytes:
+            self.unsent_bytes = unsent
+            self._wait(Wait.LINGER, self.service.settings.timeouts.linger_timeout)
+        else:
+            self.abort()
+
+
+# A rest of a request body up to this size is read and dropped to keep the connection.
+_REST_BYTES = 65536
+
+
+def _has_input(transport: asyncio.Transport) -> bool:
+    """Whether bytes wait in the kernel: one look, no read."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock.fileno()], [], [], 0)[0])

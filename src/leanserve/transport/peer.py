@@ -1,0 +1,58 @@
+"""Who is at the other end: read once per connection, shared by all its exchanges."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from leanserve.transport.tls import describe_tls
+
+__all__ = ["Peer", "describe_peer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Facts of an accepted connection, typed as ASGI wants them.
+
+    Attributes:
+        client: (address, port) of the peer, None on a unix socket.
+        server: (address, port) that it connected to; (path, None) on a unix socket.
+        tls: the ``tls`` extension, None on a plain connection.
+    """
+
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
+    tls: dict[str, Any] | None
+
+
+def describe_peer(transport: asyncio.Transport, server_cert: str | None) -> Peer:
+    """Read the addresses and the TLS facts, and set TCP_NODELAY.
+
+    A peer that has left before we look gives addresses of None (CVE-2024-49769: waitress span on that).
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        # Not left to the loop: asyncio skips sockets whose listener was inherited with proto 0, and then
+        # Nagle's algorithm and the peer's delayed ACK cost 40 ms per response of two writes.
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # reset before we looked; connection_lost follows
+    ssl_object = transport.get_extra_info("ssl_object")
+    return Peer(
+        client=_address(transport.get_extra_info("peername")),
+        server=_server(transport.get_extra_info("sockname")),
+        tls=None if ssl_object is None else describe_tls(ssl_object, server_cert),
+    )
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
+
+
+def _server(name: Any) -> tuple[str, int | None] | None:
+    if isinstance(name, str) and name:
+        return (name, None)
+    return _address(name)

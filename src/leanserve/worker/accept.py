@@ -1,0 +1,139 @@
+"""Taking connections from listeners, and ceasing to without losing one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from leanserve.settings import Settings
+
+__all__ = ["Acceptor"]
+
+logger = logging.getLogger("leanserve")
+
+# Time for handshakes under way: the kernel has answered a SYN, and the ACK is still on the wire.
+_SETTLE_S = 0.05
+
+
+class Acceptor:
+    """The listeners of one worker.
+
+    Args:
+        factory: makes the protocol of an accepted connection.
+        settings: backlog and TLS timeouts.
+        listeners: bound sockets; ours to listen on, somebody else's to close.
+        context: for TLS, or None.
+    """
+
+    def __init__(
+        self, factory: Callable[[], asyncio.Protocol], settings: Settings,
+        listeners: Sequence[socket.socket], context: ssl.SSLContext | None,
+    ) -> None:
+        self._factory = factory
+        self._backlog = settings.listen.backlog
+        self._listeners = list(listeners)
+        self._servers: list[asyncio.AbstractServer] = []
+        self._tls: dict[str, Any] = {}
+        if context is not None:
+            self._tls = {
+                "ssl": context,
+                "ssl_handshake_timeout": settings.timeouts.tls_handshake_timeout,
+                "ssl_shutdown_timeout": settings.timeouts.tls_close_timeout,
+            }
+
+    async def open(self) -> None:
+        """Listen and accept. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            listener.listen(self._backlog)
+            # The loop closes what it is given; the slot's socket has to outlive this worker.
+            sock = listener.dup()
+            if sock.family == getattr(socket, "AF_UNIX", None):
+                server = await loop.create_unix_server(
+                    self._factory, sock=sock, backlog=self._backlog, **self._unix_extra(), **self._tls
+                )
+            else:
+                server = await loop.create_server(self._factory, sock=sock, backlog=self._backlog, **self._tls)
+            self._servers.append(server)
+
+    def _unix_extra(self) -> dict[str, Any]:
+        # Python 3.13 unlinks the socket file when a unix server closes; it is not this worker's file.
+        stock = type(asyncio.get_running_loop()).__module__.startswith("asyncio.")
+        return {"cleanup_socket": False} if stock and sys.version_info >= (3, 13) else {}
+
+    def pause(self) -> None:
+        """Accept no more; the kernel goes on queueing for whoever else holds the listeners."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def close(self) -> None:
+        """Accept what the kernel has queued, then refuse: no client that got through is reset.
+
+        Closing a listener resets the connections in its queue. So new SYNs are dropped first (the client
+        sends them again a second later, and is then refused), handshakes under way get time to end, the
+        queue is emptied, and only then the socket stops listening.
+        """
+        self.pause()
+        loop = asyncio.get_running_loop()
+        filtered = [_drop_new_connections(listener) for listener in self._listeners]
+        await self._empty(loop)
+        if any(filtered):
+            await asyncio.sleep(_SETTLE_S)
+            await self._empty(loop)
+        for listener in self._listeners:
+            try:
+                listener.shutdown(socket.SHUT_RDWR)  # for all who hold a copy of it
+            except OSError:
+                pass  # not on every platform for a listening socket; the owner closes it
+
+    async def _empty(self, loop: asyncio.AbstractEventLoop) -> None:
+        for listener in self._listeners:
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError as error:
+                    logger.warning("accept failed while closing: %s", error)
+                    break
+                sock.setblocking(False)
+                await self._adopt(loop, sock)
+
+    async def _adopt(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        try:
+            await loop.connect_accepted_socket(self._factory, sock, **self._tls)
+        except (OSError, ssl.SSLError, TimeoutError):
+            sock.close()  # the peer left, or its handshake failed: what the server would do, too
+
+
+# linux/filter.h: a classic BPF program on the TCP header: drop if SYN is set, else pass.
+_SO_ATTACH_FILTER = 26
+_SYN_FILTER = (
+    struct.pack("HBBI", 0x30, 0, 0, 13)  # ldb [13]: the flags
+    + struct.pack("HBBI", 0x45, 0, 1, 0x02)  # jset #SYN, next, next+1
+    + struct.pack("HBBI", 0x06, 0, 0, 0)  # ret #0: drop
+    + struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF)  # ret #-1: pass
+)
+
+
+def _drop_new_connections(listener: socket.socket) -> bool:
+    """Have the kernel drop SYNs to `listener`; False where that cannot be done."""
+    if sys.platform != "linux" or listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    import ctypes
+
+    program = ctypes.create_string_buffer(_SYN_FILTER)
+    fprog = struct.pack("HP", len(_SYN_FILTER) // 8, ctypes.addressof(program))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+    except OSError as error:
+        logger.debug("no SYN filter on the listener: %s", error)
+        return False
+    return True

@@ -1,0 +1,337 @@
+"""One worker: the application, its connections, and their end. Runs in any asyncio loop; sets up no signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from enum import IntEnum
+from socket import socket
+from typing import Any, ClassVar
+
+from leanserve.asgi.forwarded import TrustedProxies
+from leanserve.asgi.http import HttpExchange
+from leanserve.asgi.lifespan import Lifespan
+from leanserve.asgi.messages import App, ExchangeRecord, Running
+from leanserve.asgi.websocket import WebSocketExchange
+from leanserve.errors import RemoteProtocolError, SettingsError
+from leanserve.machine import Machine
+from leanserve.protocol.events import Headers, Request, Upgrade
+from leanserve.protocol.responses import check_headers
+from leanserve.scoreboard import Lane, WorkerState
+from leanserve.settings import Settings
+from leanserve.transport.connection import Connection, Exchange
+from leanserve.transport.deadlines import Deadlines
+from leanserve.transport.tls import build_context
+from leanserve.worker.accept import Acceptor
+from leanserve.worker.access_log import write_access
+from leanserve.worker.admission import Admission, overloaded
+from leanserve.worker.complaints import Complaints
+
+__all__ = ["Worker", "WorkerMachine", "WorkerMove", "WorkerState"]
+
+logger = logging.getLogger("leanserve")
+
+# From cancelling what still runs at the end of the drain to cutting its connection.
+_CANCEL_GRACE_S = 1.0
+_HEARTBEAT_S = 1.0
+
+
+class WorkerMove(IntEnum):
+    """What can happen to a worker."""
+
+    STARTED = 0
+    DRAIN = 1
+    STOP = 2
+
+
+class WorkerMachine(Machine[WorkerState, WorkerMove]):
+    """BOOTING, READY, DRAINING, STOPPED, in that order; a boot that fails goes straight to the end."""
+
+    __slots__ = ()
+    START: ClassVar[IntEnum] = WorkerState.BOOTING
+    TABLE: ClassVar = {
+        (WorkerState.BOOTING, WorkerMove.STARTED): WorkerState.READY,
+        (WorkerState.BOOTING, WorkerMove.STOP): WorkerState.STOPPED,
+        (WorkerState.READY, WorkerMove.DRAIN): WorkerState.DRAINING,
+        (WorkerState.DRAINING, WorkerMove.DRAIN): WorkerState.DRAINING,
+        (WorkerState.DRAINING, WorkerMove.STOP): WorkerState.STOPPED,
+    }
+
+
+class Worker:
+    """Serves one application on some listeners, in the running loop.
+
+    Args:
+        app: an ASGI 3 callable (asgi.interfaces.load_app makes one of anything).
+        settings: all settings.
+        listeners: bound sockets; they stay the caller's to close.
+        on_full: called once when ``limit_max_requests`` is reached.
+        lane: where the counters go, if anybody reads them.
+    """
+
+    def __init__(
+        self, app: App, settings: Settings, listeners: Sequence[socket], *,
+        on_full: Callable[[], None] | None = None, lane: Lane | None = None,
+    ) -> None:
+        self.app = app
+        self.settings = settings
+        self.listeners = list(listeners)
+        self.machine = WorkerMachine()
+        self.lifespan = Lifespan(app, settings.load)
+        self.proxies = TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
+        self.root_path = settings.load.root_path
+        self.lane = lane
+        self.connections: set[Connection] = set()
+        self.running: set[Running] = set()
+        self.server_cert = _read_certificate(settings)
+        self._admission = Admission(settings.worker, on_full)
+        self._complaints = Complaints(logger)
+        self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._extra_headers = _parse_headers(settings.http.header)
+        self._headers: tuple[int, Headers] = (0, [])
+        self._changed = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._tls = build_context(settings.tls)
+        self._write_access = settings.log.access_log
+
+    loop: asyncio.AbstractEventLoop
+    deadlines: Deadlines
+    _acceptor: Acceptor
+    _heartbeat: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.machine.state.name} {len(self.connections)} connections {len(self.running)} running>"
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server has begun to stop."""
+        return self.machine.state >= WorkerState.DRAINING
+
+    @property
+    def context(self) -> contextvars.Context:
+        """What each request gets a copy of."""
+        return self.lifespan.context
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The lifespan state; each scope gets a shallow copy."""
+        return self.lifespan.state
+
+    @property
+    def addresses(self) -> list[Any]:
+        """What the listeners are bound to: (host, port, ...) or a path."""
+        return [sock.getsockname() for sock in self.listeners]
+
+    # Life
+
+    async def start(self) -> None:
+        """Run the lifespan startup, then listen and accept.
+
+        Raises:
+            BootFailed: the application failed to start.
+            OSError: a listener cannot listen.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.deadlines = Deadlines(self.loop.time, self.loop.call_at)
+        try:
+            await self.lifespan.startup()
+        except BaseException:
+            self.machine.advance(WorkerMove.STOP)
+            raise
+        self._acceptor = Acceptor(self._new_connection, self.settings, self.listeners, self._tls)
+        try:
+            await self._acceptor.open()
+        except OSError:
+            self._acceptor.pause()
+            await self.lifespan.shutdown()
+            self.machine.advance(WorkerMove.STOP)
+            raise
+        self._enter(WorkerMove.STARTED)
+        if self.lane is not None:
+            self._beat()
+
+    def hurry(self) -> None:
+        """Wait for nothing any more: :meth:`drain` cuts what still runs and returns soon."""
+        self._hurry.set()
+
+    async def drain(self, *, keep_listeners: bool = False) -> None:
+        """Finish what runs, then stop. The lifespan shutdown always runs.
+
+        Args:
+            keep_listeners: somebody else goes on accepting from the listeners (a successor, systemd).
+        """
+        drain = self.settings.drain
+        self._enter(WorkerMove.DRAIN)
+        try:
+            await self._pause(drain.pre_stop_delay)
+            await self._stop_accepting(keep_listeners)
+            for connection in list(self.connections):
+                connection.drain()
+            if not await self._wait_idle(drain.drain_timeout, hurry=True):
+                await self._cut()
+        finally:
+            self.deadlines.close()
+            if self._heartbeat is not None:
+                self._heartbeat.cancel()
+            await self.lifespan.shutdown()
+            self._enter(WorkerMove.STOP)
+
+    async def _stop_accepting(self, keep_listeners: bool) -> None:
+        if keep_listeners:
+            self._acceptor.pause()
+        else:
+            await self._acceptor.close()
+        if self._handshaking:
+            await self._pause(self.settings.drain.drain_idle_timeout)
+
+    async def _cut(self) -> None:
+        """The drain timeout has passed: WebSockets get 1012, the rest is cancelled, then cut."""
+        logger.warning("drain timeout: cutting %d requests and %d connections", len(self.running), len(self.connections))
+        for connection in list(self.connections):
+            connection.cancel("shutdown")
+        for exchange in list(self.running):
+            exchange.cancel("shutdown")
+        await self._wait_idle(_CANCEL_GRACE_S, hurry=False)
+        for connection in list(self.connections):
+            connection.abort()
+        await self._wait_idle(_CANCEL_GRACE_S, hurry=False)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless there is a hurry."""
+        if seconds:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+
+    async def _wait_idle(self, seconds: float, *, hurry: bool) -> bool:
+        """Wait until nothing is connected and nothing runs; False after `seconds` or when there is a hurry."""
+        hurried = asyncio.ensure_future(self._hurry.wait()) if hurry else None
+        end = self.loop.time() + seconds
+        try:
+            while self.connections or self.running:
+                self._changed.clear()
+                changed = asyncio.ensure_future(self._changed.wait())
+                waits = {changed} if hurried is None else {changed, hurried}
+                await asyncio.wait(waits, timeout=max(end - self.loop.time(), 0), return_when="FIRST_COMPLETED")
+                changed.cancel()
+                if self.loop.time() >= end or (hurried is not None and hurried.done()):
+                    return not (self.connections or self.running)
+        finally:
+            if hurried is not None:
+                hurried.cancel()
+        return True
+
+    def _enter(self, move: WorkerMove) -> None:
+        state = self.machine.advance(move)
+        if self.lane is not None:
+            self.lane.enter(state, time.monotonic_ns())
+
+    def _beat(self) -> None:
+        assert self.lane is not None
+        self.lane.beat(time.monotonic_ns())
+        self._heartbeat = self.loop.call_later(_HEARTBEAT_S, self._beat)
+
+    # What connections and exchanges ask
+
+    def _new_connection(self) -> Connection:
+        connection = Connection(self)
+        if self._tls is not None:
+            self._handshaking.add(connection)
+        return connection
+
+    def default_headers(self) -> Headers:
+        """``date``, ``server`` and the operator's own headers; rebuilt once a second."""
+        now = int(time.time())
+        if now != self._headers[0]:
+            headers: Headers = []
+            if self.settings.http.date_header:
+                headers.append((b"date", formatdate(now, usegmt=True).encode("ascii")))
+            if self.settings.http.server_header:
+                headers.append((b"server", b"leanserve"))
+            self._headers = (now, headers + self._extra_headers)
+        return self._headers[1]
+
+    def open_exchange(self, connection: Connection, request: Request) -> Exchange:
+        """Begin an exchange; over the limit with our own answer in the application's place."""
+        admitted = self._admission.admit(len(self.running))
+        app = self.app if admitted else overloaded
+        if request.upgrade is Upgrade.WEBSOCKET:
+            return WebSocketExchange(self, connection, request, app)
+        return HttpExchange(self, connection, request, app)
+
+    def connection_opened(self, connection: Connection) -> None:
+        """A connection was accepted."""
+        self._handshaking.discard(connection)
+        self.connections.add(connection)
+        if self.lane is not None:
+            self.lane.connection_opened()
+        if self.draining:
+            connection.drain()
+
+    def connection_closed(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        if self.lane is not None:
+            self.lane.connection_closed()
+        if self.draining:
+            self._changed.set()
+
+    def exchange_started(self, exchange: Running) -> None:
+        """The application has been called."""
+        self.running.add(exchange)
+        if self.lane is not None:
+            self.lane.request_started()
+
+    def exchange_ended(self, exchange: Running) -> None:
+        """The application call has ended; background work behind the response counts as running."""
+        self.running.discard(exchange)
+        if self.lane is not None:
+            self.lane.request_done(exchange.record.received_bytes, exchange.record.sent_bytes)
+        if self.draining:
+            self._changed.set()
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        """The response has ended."""
+        if self._write_access:
+            write_access(record)
+
+    def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
+        """The peer broke the protocol: one line, and not too many of them."""
+        self._complaints.add("refused %s: %s", connection.peer.client or "a peer", error.reason)
+
+    def failed(self, connection: Connection, error: Exception) -> None:
+        """A bug of ours."""
+        logger.error("internal error at %r; the connection is aborted", connection, exc_info=error)
+
+
+def _parse_headers(lines: Sequence[str]) -> Headers:
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise SettingsError(f"header {line!r} has no colon; write NAME:VALUE")
+        headers.append((name.strip().encode("latin-1"), value.strip().encode("latin-1")))
+    try:
+        return check_headers(headers)
+    except RuntimeError as error:
+        raise SettingsError(f"header: {error}") from error
+
+
+def _read_certificate(settings: Settings) -> str | None:
+    """Our own certificate as PEM, for the ``tls`` extension."""
+    if settings.tls.ssl_certfile is None:
+        return None
+    try:
+        with open(settings.tls.ssl_certfile, encoding="ascii", errors="replace") as file:
+            text = file.read()
+    except OSError as error:
+        raise SettingsError(f"cannot read ssl_certfile {settings.tls.ssl_certfile}: {error.strerror}") from error
+    begin, end = text.find("-----BEGIN CERTIFICATE-----"), text.find("-----END CERTIFICATE-----")
+    return text[begin : end + 25] + "\n" if begin >= 0 and end >= 0 else None
