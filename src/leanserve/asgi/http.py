@@ -5,19 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from enum import IntEnum
 from typing import Any, ClassVar
 
-from leanserve.asgi.messages import App, AppService, ExchangeRecord, Message, base_scope, call_app, is_disconnect
-from leanserve.errors import AppProtocolError, ClientDisconnected
+from leanserve.asgi.messages import (
+    App,
+    AppService,
+    ExchangeRecord,
+    Message,
+    base_scope,
+    call_app,
+    is_disconnect,
+)
+from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.responses import Framing, check_headers
 from leanserve.transport.connection import Connection
 
 __all__ = [
-    "BodyMachine", "BodyMove", "BodyState", "HttpExchange", "ResponseMachine", "ResponseMove", "ResponseState",
-]  # fmt: skip
+    "BodyMachine",
+    "BodyMove",
+    "BodyState",
+    "HttpExchange",
+    "ResponseMachine",
+    "ResponseMove",
+    "ResponseState",
+]
 
 logger = logging.getLogger("leanserve")
 
@@ -131,14 +146,22 @@ class HttpExchange:
         self.unread_limit = service.settings.flow.receive_high_water
         self.news: asyncio.Event | None = None
         self.held: tuple[int, Headers, bool] = (0, [], False)
-        self.started = service.loop.time()
+        self.started = time.monotonic()  # not loop.time(): uvloop's moves in steps of a millisecond
         scope = base_scope(service, connection, request, "http")
         scope["type"] = "http"
         scope["method"] = request.method.decode("ascii")
         scope["extensions"].update(_EXTENSIONS)
         self.record = ExchangeRecord(
-            scope["client"], scope["method"], request.raw_path.decode("latin-1"), request.query.decode("latin-1"),
-            request.version, 0, 0.0, None, 0, 0,
+            scope["client"],
+            scope["method"],
+            request.raw_path.decode("latin-1"),
+            request.query.decode("latin-1"),
+            request.version,
+            0,
+            0.0,
+            None,
+            0,
+            0,
         )
         # A copy of the context that stood after the lifespan startup, never another request's.
         self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
@@ -165,7 +188,7 @@ class HttpExchange:
         self._wake()
 
     def client_finished(self) -> None:
-        """The client has closed its side. It may be gone or may be reading: sending goes on, receiving ends."""
+        """The client has closed its side: gone, or reading still. Sending goes on, receiving ends."""
         if self.body.state is BodyState.ENDED:
             return  # what is here is delivered first; receive() then finds the codec at EOF
         self.body.advance(BodyMove.CUT)
@@ -175,6 +198,9 @@ class HttpExchange:
         """The connection is gone, or the request broke off."""
         if self.response.state < ResponseState.DONE:
             self.record.cause = self.record.cause or "client_gone"
+            if isinstance(exc, RemoteProtocolError):
+                self.record.cause = "bad_request"
+                self.record.status = self.record.status or exc.status
             self.response.advance(ResponseMove.LOSE)
             self._close_record()
         self.body.advance(BodyMove.CUT)
@@ -200,15 +226,18 @@ class HttpExchange:
                 return self._deliver()
             if self.body.state is BodyState.DELIVERED and self.connection.codec.eof:
                 return {"type": "http.disconnect"}
-            if self.body.state is BodyState.UNREAD and self.request.expects_continue:
-                # RFC 9110 section 10.1.1: 100 asks for the body; a final response may say no instead.
-                if self.response.state <= ResponseState.HELD:
-                    self.connection.send_interim(100)
+            self._ask_for_body()
             self.body.advance(BodyMove.ASK)
             if self.news is None:
                 self.news = asyncio.Event()
             self.news.clear()
             await self.news.wait()
+
+    def _ask_for_body(self) -> None:
+        """RFC 9110 section 10.1.1: 100 (Continue) asks for the body; a final response may say no instead."""
+        unasked = self.body.state is BodyState.UNREAD and self.response.state <= ResponseState.HELD
+        if unasked and self.request.expects_continue:
+            self.connection.send_interim(100)
 
     def _deliver(self) -> Message:
         body = bytes(self.undelivered)
@@ -272,7 +301,7 @@ class HttpExchange:
         self.connection.send_response(status, headers, data, more=more, trailers=trailers)
         self.record.status = status
         self.held = (status, [], trailers)  # from here on the list gathers trailers
-        self.record.first_byte_s = self.service.loop.time() - self.started
+        self.record.first_byte_s = time.monotonic() - self.started
 
     async def _after_write(self) -> None:
         """After each write: a length that does not fit ends all; the end ends the exchange; else wait."""
@@ -287,7 +316,9 @@ class HttpExchange:
 
     async def _trailers(self, message: Message) -> None:
         if self.response.state is not ResponseState.TRAILING:
-            raise AppProtocolError("http.response.trailers without trailers=True, or before the end of the body")
+            raise AppProtocolError(
+                "http.response.trailers without trailers=True, or before the end of the body"
+            )
         trailers = self.held[1]
         trailers += check_headers(message.get("headers", ()))
         if not message.get("more_trailers", False):
@@ -391,7 +422,7 @@ class HttpExchange:
     def _close_record(self) -> None:
         record = self.record
         record.status = record.status or 499
-        record.duration_s = self.service.loop.time() - self.started
+        record.duration_s = time.monotonic() - self.started
         self.service.exchange_done(record)
 
     def _wake(self) -> None:

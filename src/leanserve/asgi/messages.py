@@ -17,7 +17,16 @@ from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
 
-__all__ = ["App", "AppService", "ExchangeRecord", "Message", "Running", "base_scope", "call_app", "is_disconnect"]
+__all__ = [
+    "App",
+    "AppService",
+    "ExchangeRecord",
+    "Message",
+    "Running",
+    "base_scope",
+    "call_app",
+    "is_disconnect",
+]
 
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -41,7 +50,7 @@ class ExchangeRecord:
         duration_s: from the complete request head to the end.
         first_byte_s: from the complete request head to the first byte of the response, None without one.
         received_bytes, sent_bytes: of the bodies or messages.
-        cause: why it ended early ("client_gone", "shutdown", "app_error"), or "".
+        cause: why it ended early ("client_gone", "bad_request", "app_error", "shutdown"), or "".
     """
 
     client: tuple[str, int] | None
@@ -73,10 +82,16 @@ class AppService(Protocol):
     settings: Settings
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
-    context: contextvars.Context
-    state: dict[str, Any]
     proxies: TrustedProxies | None
     root_path: str
+
+    @property
+    def context(self) -> contextvars.Context:
+        """What stood after the lifespan startup; each application call gets a copy."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The lifespan state; each scope gets a shallow copy."""
 
     def exchange_started(self, exchange: Running) -> None:
         """The application has been called."""
@@ -125,12 +140,15 @@ def base_scope(service: AppService, connection: Connection, request: Request, sc
 
 
 async def call_app(
-    app: App, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    app: App,
+    scope: Message,
+    receive: Callable[[], Awaitable[Message]],
+    send: Callable[[Message], Awaitable[None]],
 ) -> Exception | None:
     """Run the application; give back what it raised. Cancellation passes through."""
     try:
         await app(scope, receive, send)
-    except Exception as error:  # one of the three named places: around the application
+    except Exception as error:  # noqa: BLE001 - one of the three named places: around the application
         return error
     return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 from http import HTTPStatus
+from typing import Any
 
 import h11
 
@@ -19,7 +20,7 @@ from leanserve.protocol.events import BodyKind, Data, EndOfBody, Headers, Reques
 from leanserve.protocol.responses import Framing, ResponseHead, plan_response
 from leanserve.settings import HttpSettings
 
-__all__ = ["FileRange", "Http1Codec", "REASONS"]
+__all__ = ["REASONS", "FileRange", "Http1Codec"]
 
 #: Reason phrases by status; optional on the wire (RFC 9112 section 4), but people read them.
 REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
@@ -46,13 +47,24 @@ class FileRange:
     def __len__(self) -> int:
         return self.count
 
+    def __getitem__(self, piece: slice) -> FileRange:
+        return FileRange(len(range(self.count)[piece]))
+
 
 class Http1Codec:
-    """Bytes in, events out; responses in, bytes out. One per connection; no state is kept between exchanges."""
+    """Bytes in, events out; responses in, bytes out. One per connection; exchanges share no state."""
 
     __slots__ = (
-        "_buffer", "_gate", "_h11", "_left", "_reading", "_scanned", "_settings",
-        "eof", "request", "response",
+        "_buffer",
+        "_gate",
+        "_h11",
+        "_left",
+        "_reading",
+        "_scanned",
+        "_settings",
+        "eof",
+        "request",
+        "response",
     )
 
     def __init__(self, settings: HttpSettings) -> None:
@@ -107,7 +119,8 @@ class Http1Codec:
     def _read_head(self) -> Request | None:
         buffer = self._buffer
         if buffer.startswith(b"\r\n") and not self._scanned:
-            # RFC 9112 section 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the request-line".
+            # RFC 9112 section 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the
+            # request-line".
             del buffer[:2]
             self._scanned = 1  # one only; and 1 is as good a place as 0 to search from
         end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0))
@@ -122,11 +135,15 @@ class Http1Codec:
         parsed = self._feed(head + b"\r\n\r\n")
         if not isinstance(parsed, h11.Request):
             raise RemoteProtocolError("h11 sees no request in a complete head")
-        request = strict.build_request(parsed.method, parsed.target, parsed.http_version, list(parsed.headers))
+        request = strict.build_request(
+            parsed.method, parsed.target, parsed.http_version, list(parsed.headers)
+        )
         self.request = request
         self._reading = _Reading.BODY
         self._left = request.content_length or 0
-        self._gate = strict.ChunkGate(self._settings.trailer_bytes) if request.body is BodyKind.CHUNKED else None
+        self._gate = (
+            strict.ChunkGate(self._settings.trailer_bytes) if request.body is BodyKind.CHUNKED else None
+        )
         return request
 
     def _read_body(self) -> Data | EndOfBody | None:
@@ -166,8 +183,15 @@ class Http1Codec:
     # Sending
 
     def encode_response(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], defaults: Headers, body: bytes,
-        *, more: bool, close: bool, trailers: bool = False,
+        self,
+        status: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        defaults: Headers,
+        body: bytes,
+        *,
+        more: bool,
+        close: bool,
+        trailers: bool = False,
     ) -> bytes:
         """Head and first piece of the body of the final response.
 
@@ -181,8 +205,8 @@ class Http1Codec:
             trailers: whether trailers may follow.
 
         Raises:
-            AppProtocolError: a header or status that HTTP does not allow; nothing has been encoded. A body that
-                is not as long as declared does not raise: it is cut and noted in ``response.fault``.
+            AppProtocolError: a header or status that HTTP does not allow; nothing has been encoded. A body
+                that is not as long as declared does not raise: it is cut and noted in ``response.fault``.
         """
         request = self.request
         assert request is not None
@@ -193,8 +217,8 @@ class Http1Codec:
         )
         data = b"".join(self._send(event))
         if request.version == "1.0" and not head.close:
-            # h11 never keeps an HTTP/1.0 connection. RFC 9112 section 9.3 lets us when the client asked for it and
-            # the message has its own end; anything else than h11's plain line leaves the connection to close.
+            # h11 never keeps an HTTP/1.0 connection. RFC 9112 section 9.3 lets us when the client asked for it
+            # and the message has its own end; anything but h11's plain line leaves the connection to close.
             kept = data.replace(b"\r\nConnection: close\r\n", b"\r\nconnection: keep-alive\r\n", 1)
             head.close = kept == data
             data = kept
@@ -206,8 +230,13 @@ class Http1Codec:
         pieces = self.encode_pieces(data, more=more)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def encode_file(self, count: int) -> list[bytes | FileRange]:
+        """The rest of the body, all of it from a file: a FileRange stands where its bytes go."""
+        stand_in: Any = FileRange(count)  # h11 asks a body for nothing but its length
+        return [*self.encode_pieces(stand_in, more=False)]
+
     def encode_pieces(self, data: bytes, *, more: bool) -> list[bytes]:
-        """As :meth:`encode_body`, with the piece itself uncopied in a list (it may be a FileRange)."""
+        """As :meth:`encode_body`, with the piece itself uncopied in a list."""
         head = self.response
         assert head is not None
         pieces: list[bytes] = []
@@ -222,7 +251,7 @@ class Http1Codec:
         return pieces
 
     def encode_trailers(self, trailers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """The end of a message with trailers; they are dropped where they cannot go (RFC 9110 section 6.5.1)."""
+        """The end with trailers; dropped where they cannot go (RFC 9110 section 6.5.1)."""
         assert self.request is not None
         assert self.response is not None
         fits = self.request.accepts_trailers and self.response.framing is Framing.CHUNKED

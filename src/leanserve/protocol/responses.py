@@ -52,7 +52,9 @@ class ResponseHead:
         if self.framing is not Framing.LENGTH:
             return size
         if size > self.left:
-            self.fault = f"response body is longer than its content-length, by {size - self.left} bytes or more"
+            self.fault = (
+                f"response body is longer than its content-length, by {size - self.left} bytes or more"
+            )
             size = self.left
         self.left -= size
         return size
@@ -85,8 +87,13 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 
 
 def plan_response(
-    request: Request, status: int, headers: Iterable[tuple[bytes, bytes]], defaults: Headers,
-    *, known_length: int | None, close: bool,
+    request: Request,
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    defaults: Headers,
+    *,
+    known_length: int | None,
+    close: bool,
 ) -> ResponseHead:
     """Decide framing and connection options of a response.
 
@@ -140,7 +147,7 @@ def _choose_framing(request: Request, status: int, length: int | None, known_len
         return Framing.NONE
     if length is not None or known_length is not None:
         return Framing.LENGTH
-    # RFC 9112 section 7.1: a 1.0 recipient need not understand chunked: the end of the connection ends the body.
+    # RFC 9112 section 7.1: a 1.0 recipient need not understand chunked: the close ends the body.
     return Framing.CHUNKED if request.version == "1.1" else Framing.CLOSE
 
 

@@ -22,12 +22,13 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FIELD_LINE = _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*"
 
 # RFC 9112 section 2.1: start-line CRLF *( field-line CRLF ) CRLF. A line that begins with white space
-# (obs-fold, section 5.2), a bare CR or LF (section 2.2) and white space before the colon (section 5.1) do not match.
+# (obs-fold, section 5.2), a bare CR or LF (section 2.2) and white space before the colon (section 5.1) do
+# not match.
 _HEAD = re.compile(rb"[^\x00-\x20\x7f][^\x00-\x1f\x7f]*(?:\r\n" + _FIELD_LINE + rb")*")
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
 _TRAILER_LINE = re.compile(_FIELD_LINE + rb"\r\n")
 
-# RFC 3986 section 3.2: authority without userinfo, which RFC 9110 section 4.2.4 tells us to treat as an error.
+# RFC 3986 section 3.2: authority without userinfo, which RFC 9110 section 4.2.4 has us treat as an error.
 _HOST = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+\]"
     rb"|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+)(?::\d{0,5})?"
@@ -80,9 +81,11 @@ def check_head(head: bytes, settings: HttpSettings) -> None:
     if rest and rest.count(b"\r\n") >= settings.header_count:
         raise RemoteProtocolError("too many header lines", status=431)
     if _HEAD.fullmatch(head) is None:
-        raise RemoteProtocolError("malformed request head: control byte, bare CR or LF, obs-fold or bad field name")
-    # h11 folds "5, 5" and two equal lines into one; RFC 9110 section 8.6 lets us refuse both, and a proxy in front
-    # may have read another number.
+        raise RemoteProtocolError(
+            "malformed request head: control byte, bare CR or LF, obs-fold or bad field name"
+        )
+    # h11 folds "5, 5" and two equal lines into one; RFC 9110 section 8.6 lets us refuse both, and a proxy in
+    # front may have read another number.
     lengths = _LENGTH_LINE.findall(head)
     if len(lengths) > 1 or (lengths and _LENGTH.fullmatch(lengths[0].strip(b" \t")) is None):
         raise RemoteProtocolError("repeated or malformed Content-Length")
@@ -168,7 +171,7 @@ def _frame_body(request: Request, known: dict[bytes, bytes]) -> None:
     length, coding = known.get(b"content-length"), known.get(b"transfer-encoding")
     if coding is not None:
         if length is not None:
-            # Section 6.1: "A server MAY reject a request that contains both"; it is how requests are smuggled.
+            # Section 6.1: "A server MAY reject a request that contains both"; so are requests smuggled.
             raise RemoteProtocolError("Transfer-Encoding together with Content-Length")
         if request.version == "1.0":
             # Section 6.1: "MUST treat the message as if the framing is faulty".
@@ -177,16 +180,15 @@ def _frame_body(request: Request, known: dict[bytes, bytes]) -> None:
             known_only = all(item == b"chunked" for item in split_list(coding))
             raise RemoteProtocolError("unsupported Transfer-Encoding", status=400 if known_only else 501)
         request.body, request.content_length = BodyKind.CHUNKED, None
-    elif length is not None:
-        if size := int(length):
-            request.body, request.content_length = BodyKind.LENGTH, size
+    elif length is not None and (size := int(length)):
+        request.body, request.content_length = BodyKind.LENGTH, size
 
 
 def _read_connection(request: Request, known: dict[bytes, bytes]) -> None:
     options = split_list(known[b"connection"]) if b"connection" in known else []
     if request.version == "1.0":
-        # RFC 9112 section 9.3: 1.0 persists when "the keep-alive connection option is present". Expect and Upgrade
-        # have to be ignored in 1.0 (RFC 9110 sections 10.1.1 and 7.8).
+        # RFC 9112 section 9.3: 1.0 persists when "the keep-alive connection option is present". Expect and
+        # Upgrade have to be ignored in 1.0 (RFC 9110 sections 10.1.1 and 7.8).
         request.keep_alive = b"keep-alive" in options and b"close" not in options
         return
     request.keep_alive = b"close" not in options
@@ -215,7 +217,15 @@ class ChunkGate:
     takes: bare LF in the trailers, trailers and extensions without bound, control bytes.
     """
 
-    __slots__ = ("_data_bytes", "_expect", "_extension_bytes", "_left", "_line", "_trailer_bytes", "_trailer_limit")
+    __slots__ = (
+        "_data_bytes",
+        "_expect",
+        "_extension_bytes",
+        "_left",
+        "_line",
+        "_trailer_bytes",
+        "_trailer_limit",
+    )
 
     def __init__(self, trailer_limit_bytes: int) -> None:
         self._expect = _Expect.SIZE

@@ -11,166 +11,27 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from enum import IntEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, cast
 
 from leanserve.errors import IllegalTransition, RemoteProtocolError
-from leanserve.machine import Machine
-from leanserve.protocol.events import Data, EndOfBody, Headers, Request
+from leanserve.protocol.events import Data, EndOfBody, Request
 from leanserve.protocol.http1 import FileRange, Http1Codec
-from leanserve.settings import Settings
-from leanserve.transport.deadlines import NEVER, Deadlines
+from leanserve.transport.deadlines import NEVER
 from leanserve.transport.flow import WriteGate
 from leanserve.transport.peer import Peer, describe_peer
+from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
+from leanserve.transport.roles import Exchange, Service, Tunnel
 from leanserve.transport.sendfile import send_range
 
-__all__ = ["Connection", "Exchange", "Phase", "PhaseMachine", "PhaseMove", "Service", "Tunnel"]
-
-
-class Phase(IntEnum):
-    """Where a connection is in its life."""
-
-    OPENING = 0  # accepted, no request yet
-    IDLE = 1  # between two exchanges
-    ACTIVE = 2  # an exchange runs, another may follow
-    LAST = 3  # an exchange runs, and the connection closes behind it
-    TUNNEL = 4  # the bytes are another protocol's (WebSocket)
-    LINGERING = 5  # our side is closed; input is read and dropped until EOF or a deadline
-    CLOSED = 6
-
-
-class PhaseMove(IntEnum):
-    """What can happen to a connection."""
-
-    REQUEST = 0
-    LAST_REQUEST = 1
-    NO_MORE = 2
-    DONE = 3
-    UPGRADE = 4
-    FINISH = 5
-    LOST = 6
-
-
-class PhaseMachine(Machine[Phase, PhaseMove]):
-    """Two deadlines in a row close any connection, and nothing leads from LAST back to IDLE."""
-
-    __slots__ = ()
-    START: ClassVar[IntEnum] = Phase.OPENING
-    TABLE: ClassVar = {
-        (Phase.OPENING, PhaseMove.REQUEST): Phase.ACTIVE,
-        (Phase.OPENING, PhaseMove.LAST_REQUEST): Phase.LAST,
-        (Phase.OPENING, PhaseMove.FINISH): Phase.LINGERING,
-        (Phase.OPENING, PhaseMove.LOST): Phase.CLOSED,
-        (Phase.IDLE, PhaseMove.REQUEST): Phase.ACTIVE,
-        (Phase.IDLE, PhaseMove.LAST_REQUEST): Phase.LAST,
-        (Phase.IDLE, PhaseMove.FINISH): Phase.LINGERING,
-        (Phase.IDLE, PhaseMove.LOST): Phase.CLOSED,
-        (Phase.ACTIVE, PhaseMove.NO_MORE): Phase.LAST,
-        (Phase.ACTIVE, PhaseMove.DONE): Phase.IDLE,
-        (Phase.ACTIVE, PhaseMove.UPGRADE): Phase.TUNNEL,
-        (Phase.ACTIVE, PhaseMove.FINISH): Phase.LINGERING,
-        (Phase.ACTIVE, PhaseMove.LOST): Phase.CLOSED,
-        (Phase.LAST, PhaseMove.NO_MORE): Phase.LAST,
-        (Phase.LAST, PhaseMove.UPGRADE): Phase.TUNNEL,
-        (Phase.LAST, PhaseMove.FINISH): Phase.LINGERING,
-        (Phase.LAST, PhaseMove.LOST): Phase.CLOSED,
-        (Phase.TUNNEL, PhaseMove.FINISH): Phase.LINGERING,
-        (Phase.TUNNEL, PhaseMove.LOST): Phase.CLOSED,
-        (Phase.LINGERING, PhaseMove.FINISH): Phase.LINGERING,
-        (Phase.LINGERING, PhaseMove.LOST): Phase.CLOSED,
-        (Phase.CLOSED, PhaseMove.FINISH): Phase.CLOSED,
-    }
-
-
-class Wait(IntEnum):
-    """What the deadline of a connection is for."""
-
-    FIRST_BYTE = 0
-    HEAD = 1
-    NEXT_REQUEST = 2
-    REST_OF_BODY = 3
-    LINGER = 4
-    TUNNEL = 5
-
-
-class Exchange(Protocol):
-    """What a connection tells of one request and its response."""
-
-    def body_received(self, data: bytes) -> None:
-        """Bytes of the request body."""
-
-    def body_ended(self) -> None:
-        """The request is complete."""
-
-    def client_finished(self) -> None:
-        """The client will send nothing more (half-close); it may still read."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone, or the request broke off."""
-
-    def drain(self) -> None:
-        """The server has begun to stop."""
-
-    def cancel(self, reason: str) -> None:
-        """The server does not wait any longer."""
-
-
-class Tunnel(Protocol):
-    """What a connection tells once its bytes are another protocol's."""
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the peer."""
-
-    def eof_received(self) -> None:
-        """The peer has closed its side."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
-
-    def deadline_reached(self) -> None:
-        """The deadline set by ``Connection.set_deadline`` has passed."""
-
-    def drain(self) -> None:
-        """The server has begun to stop."""
-
-    def cancel(self, reason: str) -> None:
-        """The server does not wait any longer."""
-
-
-class Service(Protocol):
-    """What all connections of a worker share; the worker is it."""
-
-    settings: Settings
-    loop: asyncio.AbstractEventLoop
-    deadlines: Deadlines
-    draining: bool
-    server_cert: str | None
-
-    def default_headers(self) -> Headers:
-        """``date``, ``server`` and the operator's own headers."""
-
-    def open_exchange(self, connection: Connection, request: Request) -> Exchange:
-        """Begin an exchange. Raises RemoteProtocolError when the request is refused after all."""
-
-    def connection_opened(self, connection: Connection) -> None:
-        """A connection was accepted (behind the TLS handshake)."""
-
-    def connection_closed(self, connection: Connection) -> None:
-        """A connection is gone."""
-
-    def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
-        """The peer broke the protocol."""
-
-    def failed(self, connection: Connection, error: Exception) -> None:
-        """A bug of ours: the connection is aborted, the worker goes on."""
+__all__ = ["Connection"]
 
 
 class Connection(asyncio.Protocol):
     """The asyncio protocol of one accepted stream."""
 
     __slots__ = (
-        "codec", "deadline", "exchange", "gate", "peer", "phase", "queue_item", "service", "transport",
-        "tunnel", "unsent_bytes", "waits_for",
+        "__weakref__", "codec", "deadline", "exchange", "gate", "peer", "phase", "queue_item", "service",
+        "transport", "tunnel", "unsent_bytes", "waits_for",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -195,8 +56,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accepted, and the TLS handshake is over."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self.peer = describe_peer(transport, self.service.server_cert)
         high = self.service.settings.flow.send_high_water
         # Both marks: uvloop's own low-water mark is 16 bytes, which makes a writer wait until all is sent.
@@ -259,7 +119,7 @@ class Connection(asyncio.Protocol):
             call(*args)
         except RemoteProtocolError as error:
             self.refuse(error)
-        except Exception as error:  # one of the three named places: the connection callback
+        except Exception as error:  # noqa: BLE001 - one of the three named places: the connection callback
             self.service.failed(self, error)
             self.abort()
 
@@ -313,7 +173,13 @@ class Connection(asyncio.Protocol):
     # Answering
 
     def send_response(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, more: bool, trailers: bool = False
+        self,
+        status: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        more: bool,
+        trailers: bool = False,
     ) -> None:
         """Head and first piece of the body, in one write. Raises AppProtocolError as the codec does."""
         codec = self.codec
@@ -348,7 +214,7 @@ class Connection(asyncio.Protocol):
         Raises:
             ClientDisconnected: the client has gone.
         """
-        for piece in self.codec.encode_pieces(FileRange(count), more=False):  # type: ignore[arg-type]  # h11 asks for len() only
+        for piece in self.codec.encode_file(count):
             if isinstance(piece, FileRange):
                 await send_range(self, fd, piece.count)
             else:
@@ -360,7 +226,9 @@ class Connection(asyncio.Protocol):
         assert request is not None
         if self.codec.request_ended:
             return False
-        return request.content_length is None or request.content_length > _REST_BYTES or request.expects_continue
+        return (
+            request.content_length is None or request.content_length > _REST_BYTES or request.expects_continue
+        )
 
     def exchange_done(self) -> None:
         """The response is complete; called by the exchange, once."""
@@ -432,14 +300,16 @@ class Connection(asyncio.Protocol):
     def finish(self, *, linger: bool = True) -> None:
         """Send what is written, close our side, and read on until the peer has closed its own.
 
-        RFC 9112 section 9.6: closing at once while bytes of the peer are unread makes the kernel send a reset,
-        which may destroy our last response before the peer has read it.
+        RFC 9112 section 9.6: closing at once while bytes of the peer are unread makes the kernel send a
+        reset, which may destroy our last response before the peer has read it.
         """
         if self.phase.advance(PhaseMove.FINISH) is not Phase.LINGERING:
             return
         self.unsent_bytes = self.transport.get_write_buffer_size()
         timeouts, drain = self.service.settings.timeouts, self.service.settings.drain
-        self._wait(Wait.LINGER, drain.drain_idle_timeout if self.service.draining else timeouts.linger_timeout)
+        self._wait(
+            Wait.LINGER, drain.drain_idle_timeout if self.service.draining else timeouts.linger_timeout
+        )
         request = self.codec.request
         agreed = request is not None and not request.keep_alive and self.codec.request_ended
         if not linger or self.codec.eof or agreed or not self.transport.can_write_eof():
@@ -465,7 +335,7 @@ class Connection(asyncio.Protocol):
         if handler is not None:
             handler.drain()
         elif self.phase.state in (Phase.OPENING, Phase.IDLE) and self.waits_for is not Wait.HEAD:
-            # The next request may be on its way: it is answered if it comes now. Closing at once would lose it.
+            # The next request may be on its way: it is answered if it comes now. Closing would lose it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
 
     def cancel(self, reason: str) -> None:
@@ -493,7 +363,7 @@ class Connection(asyncio.Protocol):
             # A request arrived while the timer was about to fire: serve it instead of closing on it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
         else:
-            # Nothing of ours is under way to the peer, unless it has sent a request and is owed the rest of it.
+            # Nothing of ours is under way to the peer, but for a response sent ahead of the request's end.
             self.finish(linger=wait is Wait.REST_OF_BODY)
 
     def _end_linger(self) -> None:

@@ -70,7 +70,7 @@ async def _sendfile(connection: Connection, out: int, fd: int, count: int) -> No
 async def _writable(out: int, connection: Connection) -> None:
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(out, lambda: waiter.done() or waiter.set_result(None))
+    loop.add_writer(out, _set, waiter)
     try:
         await waiter
     finally:
@@ -93,3 +93,8 @@ async def _copy(connection: Connection, fd: int, count: int) -> None:
 def _read_at(fd: int, count: int, offset: int) -> bytes:
     os.lseek(fd, offset, os.SEEK_SET)  # Windows has no pread, and nobody else uses this descriptor
     return os.read(fd, count)
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

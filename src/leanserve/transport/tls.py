@@ -45,7 +45,9 @@ def build_context(settings: TlsSettings) -> ssl.SSLContext | None:
     if settings.ssl_ca_certs is not None:
         _load_ca(context, settings.ssl_ca_certs)
     elif context.verify_mode is not ssl.CERT_NONE:
-        raise SettingsError("ssl_cert_reqs asks for client certificates: give ssl_ca_certs to check them against")
+        raise SettingsError(
+            "ssl_cert_reqs asks for client certificates: give ssl_ca_certs to check them against"
+        )
     if settings.ssl_ciphers is not None:
         try:
             context.set_ciphers(settings.ssl_ciphers)
@@ -124,7 +126,8 @@ _TLS_NUMBERS = {"TLSv1": 0x0301, "TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3"
 # RFC 4514 section 3: attribute types that have a short name.
 _SHORT = {
     "commonName": "CN", "localityName": "L", "stateOrProvinceName": "ST", "organizationName": "O",
-    "organizationalUnitName": "OU", "countryName": "C", "streetAddress": "STREET", "domainComponent": "DC", "userId": "UID",
+    "organizationalUnitName": "OU", "countryName": "C", "streetAddress": "STREET", "domainComponent": "DC",
+    "userId": "UID",
 }  # fmt: skip
 
 

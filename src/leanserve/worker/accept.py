@@ -32,8 +32,11 @@ class Acceptor:
     """
 
     def __init__(
-        self, factory: Callable[[], asyncio.Protocol], settings: Settings,
-        listeners: Sequence[socket.socket], context: ssl.SSLContext | None,
+        self,
+        factory: Callable[[], asyncio.Protocol],
+        settings: Settings,
+        listeners: Sequence[socket.socket],
+        context: ssl.SSLContext | None,
     ) -> None:
         self._factory = factory
         self._backlog = settings.listen.backlog
@@ -59,7 +62,9 @@ class Acceptor:
                     self._factory, sock=sock, backlog=self._backlog, **self._unix_extra(), **self._tls
                 )
             else:
-                server = await loop.create_server(self._factory, sock=sock, backlog=self._backlog, **self._tls)
+                server = await loop.create_server(
+                    self._factory, sock=sock, backlog=self._backlog, **self._tls
+                )
             self._servers.append(server)
 
     def _unix_extra(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Admission:
         self._on_full = on_full
         self._retire_at: int | None = None
         if settings.limit_max_requests is not None:
-            jitter = random.randint(0, settings.limit_max_requests_jitter)  # noqa: S311 - no secret
+            jitter = random.randint(0, settings.limit_max_requests_jitter)
             self._retire_at = settings.limit_max_requests + jitter
 
     def admit(self, running: int) -> bool:

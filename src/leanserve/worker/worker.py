@@ -1,4 +1,4 @@
-"""One worker: the application, its connections, and their end. Runs in any asyncio loop; sets up no signals."""
+"""One worker: the application, its connections, and their end. Runs in any loop; sets up no signals."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from leanserve.protocol.events import Headers, Request, Upgrade
 from leanserve.protocol.responses import check_headers
 from leanserve.scoreboard import Lane, WorkerState
 from leanserve.settings import Settings
-from leanserve.transport.connection import Connection, Exchange
+from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
+from leanserve.transport.roles import Exchange
 from leanserve.transport.tls import build_context
 from leanserve.worker.accept import Acceptor
 from leanserve.worker.access_log import write_access
@@ -75,15 +76,22 @@ class Worker:
     """
 
     def __init__(
-        self, app: App, settings: Settings, listeners: Sequence[socket], *,
-        on_full: Callable[[], None] | None = None, lane: Lane | None = None,
+        self,
+        app: App,
+        settings: Settings,
+        listeners: Sequence[socket],
+        *,
+        on_full: Callable[[], None] | None = None,
+        lane: Lane | None = None,
     ) -> None:
         self.app = app
         self.settings = settings
         self.listeners = list(listeners)
         self.machine = WorkerMachine()
         self.lifespan = Lifespan(app, settings.load)
-        self.proxies = TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
+        self.proxies = (
+            TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
+        )
         self.root_path = settings.load.root_path
         self.lane = lane
         self.connections: set[Connection] = set()
@@ -105,7 +113,8 @@ class Worker:
     _heartbeat: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Worker {self.machine.state.name} {len(self.connections)} connections {len(self.running)} running>"
+        counts = f"{len(self.connections)} connections, {len(self.running)} running"
+        return f"<Worker {self.machine.state.name} {counts}>"
 
     @property
     def draining(self) -> bool:
@@ -191,7 +200,9 @@ class Worker:
 
     async def _cut(self) -> None:
         """The drain timeout has passed: WebSockets get 1012, the rest is cancelled, then cut."""
-        logger.warning("drain timeout: cutting %d requests and %d connections", len(self.running), len(self.connections))
+        logger.warning(
+            "drain timeout: cutting %d requests and %d connections", len(self.running), len(self.connections)
+        )
         for connection in list(self.connections):
             connection.cancel("shutdown")
         for exchange in list(self.running):
@@ -211,7 +222,7 @@ class Worker:
                 pass
 
     async def _wait_idle(self, seconds: float, *, hurry: bool) -> bool:
-        """Wait until nothing is connected and nothing runs; False after `seconds` or when there is a hurry."""
+        """Wait until nothing is connected and nothing runs; False after `seconds` or in a hurry."""
         hurried = asyncio.ensure_future(self._hurry.wait()) if hurry else None
         end = self.loop.time() + seconds
         try:
@@ -219,7 +230,9 @@ class Worker:
                 self._changed.clear()
                 changed = asyncio.ensure_future(self._changed.wait())
                 waits = {changed} if hurried is None else {changed, hurried}
-                await asyncio.wait(waits, timeout=max(end - self.loop.time(), 0), return_when="FIRST_COMPLETED")
+                await asyncio.wait(
+                    waits, timeout=max(end - self.loop.time(), 0), return_when="FIRST_COMPLETED"
+                )
                 changed.cancel()
                 if self.loop.time() >= end or (hurried is not None and hurried.done()):
                     return not (self.connections or self.running)
@@ -332,6 +345,8 @@ def _read_certificate(settings: Settings) -> str | None:
         with open(settings.tls.ssl_certfile, encoding="ascii", errors="replace") as file:
             text = file.read()
     except OSError as error:
-        raise SettingsError(f"cannot read ssl_certfile {settings.tls.ssl_certfile}: {error.strerror}") from error
+        raise SettingsError(
+            f"cannot read ssl_certfile {settings.tls.ssl_certfile}: {error.strerror}"
+        ) from error
     begin, end = text.find("-----BEGIN CERTIFICATE-----"), text.find("-----END CERTIFICATE-----")
     return text[begin : end + 25] + "\n" if begin >= 0 and end >= 0 else None
