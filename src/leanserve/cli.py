@@ -1,0 +1,248 @@
+"""The command line. Every option is made from a field of the settings; nothing here knows their meaning.
+
+``--help`` costs an import of click and of the settings: no event loop, no TLS, no application.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field
+from typing import Any
+
+import click
+
+from leanserve import __version__
+from leanserve.envfile import load_env_file
+from leanserve.errors import BootFailed, LeanserveError, SettingsError
+from leanserve.option import Option, kind_of, parse_value
+from leanserve.settings import Settings, options
+
+__all__ = ["build_command", "main", "settings_from"]
+
+DEMO = "leanserve.demo:app"
+
+_TRUE = ("1", "true", "t", "yes", "y", "on")
+_FALSE = ("0", "false", "f", "no", "n", "off")
+
+# Options of uvicorn that are not settings here: values that say what we do anyway, and what to use else.
+_FOREIGN: dict[str, tuple[tuple[str, ...], str]] = {
+    "--http": (("auto", "h11"), "there is one HTTP implementation, built on h11; leave it out"),
+    "--http2": ((), "HTTP/2 is not spoken; put a proxy in front that speaks it"),
+    "--ws": (("auto", "wsproto"), "there is one WebSocket implementation, built on wsproto; leave it out"),
+    "--ws-max-queue": ((), "messages are bounded in bytes; use --receive-high-water and --ws-max-size"),
+    "--reset-contextvars": ((), "every request has its own copy of the context after startup; leave it out"),
+    "--timeout-worker-healthcheck": ((), "a worker is judged by its exit, not by a ping; leave it out"),
+    "--ssl-version": (("17",), "use --ssl-min-version 1.2 or 1.3"),
+}
+_FOREIGN_FLAGS = ("--http2", "--reset-contextvars")
+
+EPILOG = """\
+Every option is also an environment variable: LEANSERVE_ and its name, as in LEANSERVE_KEEP_ALIVE_TIMEOUT=30;
+APP is LEANSERVE_APP. The command line wins. Sizes may be written 64k, 16m or 1g. Exit codes: 0 stopped,
+2 wrong setting, 3 could not start, 4 workers crash again and again."""
+
+
+class _SettingOption(click.Option):
+    """An option that is a setting. click hands the text through; leanserve.option reads it."""
+
+    def __init__(self, group: str, item: Field[Any], facts: Option) -> None:
+        kind = kind_of(item)
+        names = [f"--{name.replace('_', '-')}" for name in (item.name, *facts.aliases)]
+        if kind == "bool":
+            names = [f"{name}/--no-{name[2:]}" for name in names]
+        more: dict[str, Any] = (
+            {"type": bool} if kind == "bool" else {"type": str, "metavar": _metavar(kind, facts)}
+        )
+        super().__init__(
+            [item.name, *names], default=None, multiple=kind == "tuple", help=_help(item, facts), **more
+        )
+        self.group = group
+
+
+class _Command(click.Command):
+    """Groups the help as the settings are grouped, and takes ``--switch true`` as uvicorn does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Rewrite ``--switch false`` to ``--no-switch`` and refuse uvicorn's foreign options, then parse."""
+        return super().parse_args(ctx, list(_refuse_foreign(_plain_switches(args))))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per group of settings."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections.setdefault(getattr(parameter, "group", "General"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=34)
+
+
+def _metavar(kind: str, facts: Option) -> str:
+    if facts.choices and kind != "int":
+        return f"[{'|'.join(facts.choices)}]"
+    word = {"seconds": "SECONDS", "bytes": "BYTES", "octal": "MODE"}.get(facts.unit)
+    word = word or {"int": "NUMBER", "float": "NUMBER"}.get(kind, "TEXT")
+    return "|".join((word, *facts.choices))
+
+
+def _help(item: Field[Any], facts: Option) -> str:
+    value = item.default
+    if value is None or value in ((), ""):
+        return facts.help
+    if isinstance(value, bool):
+        shown = "on" if value else "off"
+    elif isinstance(value, tuple):
+        shown = " ".join(value)
+    elif facts.unit == "octal":
+        shown = f"{value:o}"
+    else:
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+    unit = f" {facts.unit}" if facts.unit in ("seconds", "bytes") else ""
+    return f"{facts.help}  [default: {shown}{unit}]"
+
+
+def _switches() -> set[str]:
+    names: set[str] = set()
+    for _, item, facts in options():
+        if kind_of(item) == "bool":
+            names.update(f"--{name.replace('_', '-')}" for name in (item.name, *facts.aliases))
+    return names
+
+
+def _plain_switches(args: Sequence[str]) -> Iterator[str]:
+    """uvicorn writes ``--ws-per-message-deflate false``, click wants ``--no-ws-per-message-deflate``."""
+    switches, rest = _switches(), list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg == "--":
+            yield from (arg, *rest)
+            return
+        name, equals, value = arg.partition("=")
+        if name not in switches:
+            yield arg
+        elif (equals and value.lower() in _FALSE) or (not equals and rest and rest[0].lower() in _FALSE):
+            yield f"--no-{name[2:]}"
+            del rest[: 0 if equals else 1]
+        elif (equals and value.lower() in _TRUE) or (not equals and rest and rest[0].lower() in _TRUE):
+            yield name
+            del rest[: 0 if equals else 1]
+        else:
+            yield arg
+
+
+def _refuse_foreign(args: Iterator[str]) -> Iterator[str]:
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if name not in _FOREIGN:
+            yield arg
+            continue
+        same, instead = _FOREIGN[name]
+        if not equals and name not in _FOREIGN_FLAGS:
+            value = next(args, "")
+        if value not in same:
+            raise SettingsError(f"{name}{f' {value}' if value else ''} has no meaning here: {instead}")
+
+
+def settings_from(given: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """Settings from the texts of the command line, else of the environment.
+
+    Args:
+        given: per setting a text, a bool, or a tuple of texts; None or nothing when not on the command line.
+        environment: ``LEANSERVE_<NAME>`` and the few foreign names that settings declare.
+
+    Raises:
+        SettingsError: a text cannot be read, or a value is refused.
+    """
+    flat: dict[str, Any] = {}
+    for _, item, facts in options():
+        value = given.get(item.name)
+        if value is None or value == ():
+            value = _from_environment(item, facts, environment)
+        if value is None:
+            continue
+        texts = value if isinstance(value, tuple) else (value,)
+        parsed = [parse_value(item, text) if isinstance(text, str) else text for text in texts]
+        flat[item.name] = sum(parsed, ()) if kind_of(item) == "tuple" else parsed[0]
+    return Settings.build(**flat)
+
+
+def _from_environment(item: Field[Any], facts: Option, environment: Mapping[str, str]) -> Any:
+    """The text (or texts, or switch) of the first variable that is set and not empty."""
+    ours = [f"LEANSERVE_{name.upper()}" for name in (item.name, *facts.aliases)]
+    for name in (*ours, *facts.environment):
+        text = environment.get(name, "")
+        if not text:
+            continue
+        if kind_of(item) == "bool":
+            if text.lower() not in (*_TRUE, *_FALSE):
+                raise SettingsError(f"{name} must be true or false, not {text!r}")
+            return text.lower() in _TRUE
+        if kind_of(item) == "tuple":
+            for separator in facts.separators:
+                text = text.replace(separator, "\0")
+            return tuple(part.strip() for part in text.split("\0") if part.strip())
+        return text
+    return None
+
+
+def build_command() -> click.Command:
+    """The click command; calling it returns the exit code."""
+    parameters: list[click.Parameter] = [click.Argument(["app"], required=False)]
+    parameters += [
+        _SettingOption(str(group.__doc__), item, facts) for group, item, facts in options()
+    ]
+    version = f"leanserve {__version__} on {platform.python_implementation()} {platform.python_version()}"
+    command = _Command(
+        "leanserve",
+        params=parameters,
+        callback=_serve,
+        help="Serve APP, an ASGI or WSGI application named MODULE:ATTRIBUTE; without it, the built-in demo.",
+        epilog=EPILOG,
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
+    )
+    return click.version_option(__version__, message=f"{version} ({platform.system()})")(command)
+
+
+def _serve(app: str | None, **given: Any) -> int:
+    env_file = given["env_file"] or os.environ.get("LEANSERVE_ENV_FILE")
+    if env_file:
+        load_env_file(env_file)  # before the environment is read: the file may set LEANSERVE_* too
+    settings = settings_from(given, os.environ)
+    from leanserve.server import run_supervised
+
+    code: int = run_supervised(app or os.environ.get("LEANSERVE_APP") or DEMO, settings)
+    return code
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code; an error is one line on stderr."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    code = 0
+    try:
+        code = build_command().main(arguments, prog_name="leanserve", standalone_mode=False) or 0
+    except click.ClickException as error:
+        code = _complain(f"{error.format_message()} (see leanserve --help)", 2)
+    except SettingsError as error:
+        code = _complain(str(error), 2, arguments)
+    except BootFailed as error:
+        code = _complain(str(error), 3, arguments)
+    except (LeanserveError, OSError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        code = _complain(text, 3, arguments)
+    except (click.Abort, KeyboardInterrupt):
+        code = 130  # ^C before the supervisor took over the signals
+    sys.exit(code)
+
+
+def _complain(message: str, code: int, arguments: Sequence[str] = ()) -> int:
+    """Write the one line; the traceback only for ``--log-level debug``."""
+    words = {*arguments, os.environ.get("LEANSERVE_LOG_LEVEL", "")}
+    if words & {"debug", "trace", "--log-level=debug", "--log-level=trace"}:
+        traceback.print_exc()
+    sys.stderr.write(f"leanserve: {message}\n")
+    return code

@@ -1,0 +1,294 @@
+"""Leanserve in code: a server under supervision, inside somebody's event loop, or in a thread.
+
+    Server(app).serve(workers=4)                    # blocks; processes, signals, logging: as the command line
+
+    async with Server(app, port=0).running() as server:
+        print(server.urls)                          # in your loop; no signal handlers, no logging set-up
+
+    with Server(app, port=0) as server:             # in a thread of its own: notebooks, tests
+        print(server.urls)
+
+This module imports no event loop: ``serve`` is also the way of the supervisor, which has none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from leanserve import logs
+from leanserve.envfile import load_env_file
+from leanserve.errors import BootFailed, LeanserveError, SettingsError
+from leanserve.listeners import Listeners, open_listeners
+from leanserve.settings import Settings
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Server", "check_early", "run_supervised"]
+
+Address = tuple[str, int] | str
+
+
+class Server:
+    """One server; it may be started again after it has stopped.
+
+    Args:
+        app: an application object (ASGI 3, ASGI 2, WSGI, or with ``factory=True`` a function that makes one),
+            or ``"module:attribute"``. An object works with fork only; reload and spawn need the name.
+        settings: any setting by its name, or by uvicorn's name for it; see docs/reference/settings.md.
+
+    Raises:
+        SettingsError: a setting is unknown, or its value cannot be used.
+    """
+
+    def __init__(self, app: Any, **settings: Any) -> None:
+        self.app = app
+        self.settings = Settings.build(**settings)
+        self._listeners: Listeners | None = None
+        self._thread: _Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Server {' '.join(self.urls) or 'stopped'}>"
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """What is bound while the server runs: (host, port) pairs and paths of unix sockets."""
+        return self._listeners.addresses if self._listeners is not None else ()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses as URLs; ``unix:PATH`` for unix sockets."""
+        if self._listeners is None:
+            return ()
+        return tuple(self._listeners.describe(tls=_uses_tls(self.settings)))
+
+    # In processes
+
+    def serve(self, workers: int | str | None = None) -> None:
+        """Serve under supervision until SIGTERM or SIGINT; sets up logging and signals. Blocks.
+
+        Args:
+            workers: number of processes or "auto"; the setting of the same name when None.
+
+        Raises:
+            SettingsError: a setting cannot be used.
+            OSError: an address cannot be bound.
+            BootFailed: the application could not be started; the reason is in the log.
+            LeanserveError: the supervisor gave up because workers crash again and again.
+            RuntimeError: this is not the main thread, where signals arrive.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("serve() handles signals and needs the main thread; use start() in others")
+        settings = self.settings if workers is None else self.settings.replace(workers=workers)
+        if sys.platform == "win32":
+            self._serve_in_process(settings)
+            return
+        code = run_supervised(self.app, settings)
+        if code == 3:
+            raise BootFailed("the application could not be started; the log says why")
+        if code:
+            raise LeanserveError(f"the server gave up with exit code {code}; the log says why")
+
+    def _serve_in_process(self, settings: Settings) -> None:
+        """One worker in this process, where there are no supervised ones; ^C drains it."""
+        if settings.pool.workers != 1:
+            raise SettingsError("this platform runs one worker only: leave --workers out")
+        check_early(self.app, settings)
+        logs.configure(settings.log)
+        self.start()
+        assert self._thread is not None
+        try:
+            # Not join(): interrupted by ^C, it takes a thread that still runs for ended (Python 3.11). And not
+            # without end: that would keep ^C waiting on Windows.
+            while not self._thread.ended.wait(0.5):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.stop()
+
+    # In somebody's event loop
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Server]:
+        """One worker in the running event loop, for as long as the block lasts; then it drains.
+
+        Signal handlers and logging stay as they are.
+
+        Raises:
+            SettingsError: a setting cannot be used here (``workers`` other than 1, ``reload``).
+            BootFailed: the application could not be loaded or started.
+            OSError: an address cannot be bound.
+        """
+        import anyio
+
+        from leanserve.asgi.interfaces import load_app
+        from leanserve.worker.worker import Worker
+
+        self._check_alone()
+        app = load_app(self.app, self.settings.load)
+        listeners = open_listeners(self.settings.listen, 1)
+        try:
+            worker = Worker(app, self.settings, listeners.sockets(0))
+            await worker.start()
+            self._listeners = listeners
+            try:
+                yield self
+            finally:
+                # Cancelled or not, the lifespan shutdown runs; a second cancel must not cut it short.
+                with anyio.CancelScope(shield=True):
+                    await worker.drain()
+        finally:
+            self._listeners = None
+            listeners.close()
+
+    def _check_alone(self) -> None:
+        if self._listeners is not None:
+            raise RuntimeError("this server runs already")
+        if self.settings.pool.workers != 1 or self.settings.reload.reload:
+            raise SettingsError("one worker runs inside this process: workers and reload need serve()")
+        check_early(self.app, self.settings)
+
+    # In a thread
+
+    def start(self) -> Server:
+        """Run in a thread of its own; returns when the server accepts. A second start does nothing.
+
+        Raises: as :meth:`running`.
+        """
+        if self._thread is None:
+            thread = _Thread(self)
+            thread.start()
+            thread.wait_ready()
+            self._thread = thread
+            atexit.register(self.stop)  # so that the lifespan shutdown runs when nobody calls stop()
+        return self
+
+    def stop(self) -> None:
+        """Drain, and return when the thread has ended. Nothing when it does not run.
+
+        Raises:
+            Exception: what ended the server before it was told to.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            atexit.unregister(self.stop)
+            thread.stop()
+
+    def __enter__(self) -> Server:
+        """:meth:`start`."""
+        return self.start()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        """:meth:`stop`."""
+        self.stop()
+
+
+class _Thread(threading.Thread):
+    """A thread with an event loop of its own that runs one server until it is told to stop."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(name="leanserve", daemon=True)
+        self.ended = threading.Event()
+        self._server = server
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._done: asyncio.Event | None = None
+
+    def run(self) -> None:
+        """The thread's main: what it raises is kept for the thread that waits."""
+        import anyio
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.ended.set)
+            stack.callback(self._ready.set)
+            stack.push(self._keep_error)
+            anyio.run(self._live, backend_options={"use_uvloop": _use_uvloop(self._server.settings)})
+
+    def _keep_error(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        self._error = error
+        return True
+
+    async def _live(self) -> None:
+        import asyncio
+
+        self._done = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        async with self._server.running():
+            self._ready.set()
+            await self._done.wait()
+
+    def wait_ready(self) -> None:
+        """Wait until the server accepts; raises what it failed with."""
+        self._ready.wait()
+        if self._error is not None:
+            self.join()
+            raise self._error
+
+    def stop(self) -> None:
+        """Tell it to stop and wait for its end; raises what it failed with."""
+        assert self._loop is not None
+        assert self._done is not None
+        with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended by itself
+            self._loop.call_soon_threadsafe(self._done.set)
+        self.join()
+        if self._error is not None:
+            raise self._error
+
+
+def run_supervised(app: Any, settings: Settings) -> int:
+    """Serve with worker processes under the supervisor; the exit code of the command line.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+        OSError: an address cannot be bound.
+    """
+    check_early(app, settings)
+    logs.configure(settings.log)
+    from leanserve.supervisor.supervisor import Supervisor
+
+    return Supervisor(app, settings).run()
+
+
+def check_early(app: Any, settings: Settings) -> None:
+    """Find what can be found without the application: better one line now than one from every worker.
+
+    Also puts ``env_file`` into the environment.
+
+    Raises:
+        SettingsError: APP is malformed, a library or a file is missing, a certificate cannot be used, ...
+    """
+    if settings.pool.env_file is not None:
+        load_env_file(settings.pool.env_file)
+    if isinstance(app, str):
+        from leanserve.asgi.interfaces import parse_app_string
+
+        parse_app_string(app)
+    elif settings.reload.reload or settings.pool.start_method == "spawn":
+        raise SettingsError("reload and start_method=spawn need the application by name: 'module:attribute'")
+    if settings.reload.reload and importlib.util.find_spec("watchfiles") is None:
+        raise SettingsError("reload needs watchfiles: pip install 'leanserve[reload]'")
+    if settings.worker.loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        raise SettingsError("loop uvloop is not installed: pip install uvloop, or use --loop asyncio")
+    if settings.tls.ssl_certfile is not None and settings.tls.ssl_context_factory is None:
+        from leanserve.transport.tls import build_context
+
+        build_context(settings.tls)
+
+
+def _uses_tls(settings: Settings) -> bool:
+    return settings.tls.ssl_certfile is not None or settings.tls.ssl_context_factory is not None
+
+
+def _use_uvloop(settings: Settings) -> bool:
+    if settings.worker.loop == "auto":
+        return importlib.util.find_spec("uvloop") is not None
+    return settings.worker.loop == "uvloop"
