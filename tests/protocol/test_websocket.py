@@ -380,6 +380,12 @@ def test_codes_that_must_not_be_sent(code: int) -> None:
         new().close(code)
 
 
+def test_nothing_is_said_behind_a_close() -> None:
+    codec = new()
+    assert codec.close() == b"\x88\x02\x03\xe8"
+    assert codec.ping() == codec.pong(b"x") == b""
+
+
 def test_what_utf8_cannot_say() -> None:
     with pytest.raises(AppProtocolError):
         new().send_text("\ud800")

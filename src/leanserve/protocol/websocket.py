@@ -162,7 +162,7 @@ class WebSocketCodec:
         deflate: the compression agreed on, or None.
     """
 
-    __slots__ = ("_ended", "_frames", "_partial", "_pending", "_slice_bytes")
+    __slots__ = ("_close_sent", "_ended", "_frames", "_partial", "_pending", "_slice_bytes")
 
     def __init__(
         self, *, max_size_bytes: int, max_fragments: int, deflate: BoundedDeflate | None = None
@@ -176,6 +176,7 @@ class WebSocketCodec:
         # No list of pieces: a long message that comes byte by byte must not cost fifty times its size.
         self._partial: bytearray | None = None
         self._ended = False
+        self._close_sent = False
 
     # Receiving
 
@@ -261,12 +262,12 @@ class WebSocketCodec:
         return bytes(self._frames.send_data(data))
 
     def ping(self, payload: bytes = b"") -> bytes:
-        """A ping; the payload has at most 125 bytes."""
-        return bytes(self._frames.ping(payload))
+        """A ping; the payload has at most 125 bytes. Nothing once a Close has been sent."""
+        return b"" if self._close_sent else bytes(self._frames.ping(payload))
 
     def pong(self, payload: bytes = b"") -> bytes:
-        """A pong; the payload is that of the ping."""
-        return bytes(self._frames.pong(payload))
+        """A pong; the payload is that of the ping. Nothing once a Close has been sent."""
+        return b"" if self._close_sent else bytes(self._frames.pong(payload))
 
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> bytes:
         """A Close; 1005 makes one without a code. A long reason is cut to 123 bytes, between two characters.
@@ -274,14 +275,14 @@ class WebSocketCodec:
         Raises:
             AppProtocolError: a code that must not be sent, or a reason that is not valid Unicode.
         """
-        if code == CloseCode.NO_CODE:
-            return bytes(self._frames.close())
-        if not _may_be_sent(code):
+        if code != CloseCode.NO_CODE and not _may_be_sent(code):
             raise AppProtocolError(f"{code!r} is not a close code that may be sent")
         try:
-            return bytes(self._frames.close(code, reason))
+            data = self._frames.close() if code == CloseCode.NO_CODE else self._frames.close(code, reason)
         except UnicodeEncodeError as error:
             raise AppProtocolError(f"close reason is not valid Unicode: {error}") from error
+        self._close_sent = True
+        return bytes(data)
 
 
 def _may_be_sent(code: int) -> bool:

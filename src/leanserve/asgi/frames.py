@@ -1,0 +1,154 @@
+"""Reading one open WebSocket: bytes become events in turns of bounded length; pings are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from math import inf
+from typing import Final, Protocol
+
+from leanserve.asgi.heartbeat import Beat, Heartbeat
+from leanserve.errors import RemoteProtocolError
+from leanserve.protocol.websocket import BinaryMessage, Close, Ping, TextMessage, WebSocketCodec
+from leanserve.transport.connection import Connection
+
+__all__ = ["FrameReader", "Listener"]
+
+# A turn of reading; then other connections have theirs.
+_TURN_S: Final = 0.002
+# Pings of one turn that get a pong each. Of more only the latest is answered: RFC 6455 section 5.5.3 lets us.
+_PONGS_PER_TURN: Final = 16
+# When to try again to write a pong to a peer that does not read.
+_PONG_RETRY_S: Final = 0.5
+
+
+class Listener(Protocol):
+    """Who is told."""
+
+    def wants_more(self) -> bool:
+        """Asked before each event. What has arrived waits, here and in the kernel, until ``go_on()``."""
+
+    def message_received(self, event: TextMessage | BinaryMessage) -> None:
+        """A whole message."""
+
+    def close_received(self, event: Close) -> None:
+        """The peer's Close; nothing follows."""
+
+    def violated(self, error: RemoteProtocolError) -> None:
+        """The peer broke the protocol; nothing follows."""
+
+    def exhausted(self) -> None:
+        """All bytes so far have been dealt with. Not called while the listener does not want them."""
+
+
+class FrameReader:
+    """One per open WebSocket.
+
+    Args:
+        connection: where pongs and pings are written and reading is paused.
+        codec: of this connection.
+        heartbeat: of this connection.
+        listener: the exchange.
+    """
+
+    __slots__ = ("_codec", "_connection", "_heartbeat", "_listener", "_paused", "_pong", "_turn")
+
+    def __init__(
+        self, connection: Connection, codec: WebSocketCodec, heartbeat: Heartbeat, listener: Listener
+    ) -> None:
+        self._connection = connection
+        self._codec = codec
+        self._heartbeat = heartbeat
+        self._listener = listener
+        self._paused = False
+        self._pong: bytes | None = None
+        self._turn: asyncio.Handle | None = None
+
+    def start(self, now: float) -> None:
+        """The WebSocket opened at loop time `now`."""
+        self._heartbeat.start(now)
+        self.beat(now)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the peer."""
+        self._heartbeat.heard()
+        self._codec.receive(data)
+        if self._turn is None:
+            self._read()
+
+    def go_on(self) -> None:
+        """The listener wants more (or always did: then nothing happens)."""
+        if self._paused and self._turn is None:
+            self._read()
+
+    @property
+    def paused(self) -> bool:
+        """Whether bytes may be waiting to be dealt with."""
+        return self._paused
+
+    # Turns
+
+    def _read(self) -> None:
+        """Deal with events until there are none, the listener holds or the turn is over."""
+        self._turn = None
+        pings: list[bytes] = []
+        more = True
+        end = time.monotonic() + _TURN_S
+        try:
+            while more := self._listener.wants_more():
+                event = self._codec.next_event()
+                if event is None:
+                    self._listener.exhausted()
+                    break
+                if type(event) is TextMessage or type(event) is BinaryMessage:
+                    self._listener.message_received(event)
+                elif type(event) is Ping:
+                    del pings[_PONGS_PER_TURN - 1 :]
+                    pings.append(event.payload)
+                elif type(event) is Close:
+                    self._listener.close_received(event)
+                if time.monotonic() >= end:
+                    self._turn = asyncio.get_running_loop().call_soon(self._read)
+                    break
+        except RemoteProtocolError as error:
+            self._listener.violated(error)
+        if pings:
+            self._answer(pings)
+        self._pause(self._turn is not None or not more)
+
+    def _pause(self, wanted: bool) -> None:
+        if wanted != self._paused:
+            self._paused = wanted
+            if wanted:
+                self._connection.pause_reading()
+            else:
+                self._connection.resume_reading()
+
+    # Pongs and pings
+
+    def _answer(self, pings: list[bytes]) -> None:
+        pongs = b"".join(map(self._codec.pong, pings))
+        if not pongs or self._connection.gate.lost:
+            return
+        if self._connection.gate.open:
+            self._connection.write(pongs)
+        else:
+            # A peer that pings and does not read must not fill our memory with pongs.
+            self._pong = pings[-1]
+            self._connection.set_deadline(_PONG_RETRY_S)
+
+    def beat(self, now: float) -> bool:
+        """Send what is due at loop time `now` and set the next deadline. False when the peer is dead."""
+        if self._pong is not None and self._connection.gate.open:
+            self._connection.write(self._codec.pong(self._pong))
+            self._pong = None
+        due = self._heartbeat.look(now, reading=not self._paused)
+        if due is Beat.DEAD:
+            return False
+        if due is Beat.PING:
+            self._connection.write(self._codec.ping())
+        next_look = self._heartbeat.next_look
+        if self._pong is not None:
+            next_look = min(next_look, now + _PONG_RETRY_S)
+        self._connection.set_deadline(None if next_look == inf else max(next_look - now, 0.0))
+        return True
