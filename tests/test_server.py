@@ -278,8 +278,7 @@ def _start(tmp_path: Path, last: str) -> tuple[subprocess.Popen[str], int]:
     "last",
     [
         "Server(app, port={port}, drain_idle_timeout=0).serve(workers=2); print('served')",
-        "s = Server(app, port={port}, drain_idle_timeout=0)\n"
-        "s._serve_in_process(s.settings); print('served')",
+        "s = Server(app, port={port}, kill_grace=1); s._serve_in_process(s.settings); print('served')",
     ],
     ids=["supervised", "in process"],
 )

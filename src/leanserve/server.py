@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from leanserve import logs
 from leanserve.envfile import load_env_file
 from leanserve.errors import BootFailed, LeanserveError, SettingsError
-from leanserve.listeners import Listeners, open_listeners
+from leanserve.listeners import Listeners, open_listeners, parse_addresses
 from leanserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def check_early(app: Any, settings: Settings) -> None:
     """
     if settings.pool.env_file is not None:
         load_env_file(settings.pool.env_file)
+    parse_addresses(settings.listen)
     if isinstance(app, str):
         from leanserve.asgi.interfaces import parse_app_string
 

@@ -1,0 +1,254 @@
+"""leanserve.cli: the words that uvicorn users type, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from uvicorn.main import main as uvicorn_command
+
+from leanserve import __version__, cli
+from leanserve.errors import SettingsError
+from leanserve.option import kind_of
+from leanserve.settings import Settings, options
+
+
+def parse(*args: str, **environment: str) -> Settings:
+    command = cli.build_command()
+    with command.make_context("leanserve", list(args)) as context:
+        given = dict(context.params)
+    given.pop("app")
+    return cli.settings_from(given, environment)
+
+
+def run(*args: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("LEANSERVE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "leanserve", *args],
+        capture_output=True, text=True, timeout=50, cwd=cwd, env={**clean, **environment},
+    )
+
+
+def test_a_start_command_of_uvicorn() -> None:
+    settings = parse(
+        "main:app", "--host", "0.0.0.0", "--port", "80", "--workers", "4", "--loop", "auto", "--http", "auto",
+        "--ws", "auto", "--ws-max-size", "1000", "--ws-ping-interval", "20.0", "--lifespan", "on",
+        "--interface", "asgi3", "--no-access-log", "--proxy-headers", "--forwarded-allow-ips", "*",
+        "--root-path", "/api", "--limit-concurrency", "100", "--backlog", "100", "--limit-max-requests", "10",
+        "--timeout-keep-alive", "5", "--timeout-graceful-shutdown", "10", "--no-server-header",
+        "--no-date-header", "--header", "X-A:b", "--header", "X-C: d", "--app-dir", "src", "--factory",
+        "--h11-max-incomplete-event-size", "16384", "--log-level", "warning", "--use-colors",
+        "--ws-per-message-deflate", "true", "--reload-dir", "a", "--reload-dir=b",
+    )  # fmt: skip
+    assert (settings.listen.host, settings.listen.port, settings.listen.backlog) == ("0.0.0.0", 80, 100)
+    assert settings.pool.workers == 4
+    assert settings.load.factory
+    assert (settings.load.lifespan, settings.load.root_path, settings.load.app_dir) == ("on", "/api", "src")
+    assert settings.http.header == ("X-A:b", "X-C: d")
+    assert (settings.http.server_header, settings.http.date_header) == (False, False)
+    assert settings.http.header_bytes == 16384
+    assert (settings.timeouts.keep_alive_timeout, settings.drain.drain_timeout) == (5.0, 10.0)
+    log = settings.log
+    assert (log.log_level, log.access_log, log.use_colors) == ("warning", False, True)
+    assert settings.websocket.ws_per_message_deflate
+    assert settings.reload.reload_dir == ("a", "b")
+
+
+def test_every_option_of_uvicorn_is_known_or_explained() -> None:
+    ours = {name for parameter in cli.build_command().params for name in parameter.opts}
+    theirs = {name for parameter in uvicorn_command.params for name in parameter.opts if name[:2] == "--"}
+    assert len(theirs) > 40
+    assert theirs - ours - set(cli._FOREIGN) == set()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--http", "httptools"], "--http httptools has no meaning here: there is one HTTP implementation"),
+        (["--http2"], "--http2 has no meaning here: HTTP/2 is not spoken"),
+        (["--ws=websockets"], "--ws websockets has no meaning here"),
+        (["--ws-max-queue", "32"], "use --receive-high-water"),
+        (["--reset-contextvars"], "leave it out"),
+        (["--timeout-worker-healthcheck", "5"], "judged by its exit"),
+        (["--ssl-version", "2"], "use --ssl-min-version"),
+        (["--loop", "zuvloop"], "loop must be one of auto, uvloop, asyncio"),
+        (["--port", "http"], "port must be a number"),
+    ],
+)
+def test_options_without_meaning_say_what_to_use(args: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parse(*args)
+
+
+def test_values_that_say_what_we_do_anyway_are_taken() -> None:
+    assert parse("--http", "h11", "--ws", "wsproto", "--ssl-version=17", "--loop", "auto") == Settings()
+
+
+@pytest.mark.parametrize("name", [item.name for _, item, _ in options() if kind_of(item) == "bool"])
+def test_switches(name: str) -> None:
+    dashed = name.replace("_", "-")
+
+    def value(*args: str) -> Any:
+        settings = parse(*args)
+        groups = [getattr(settings, group) for group in Settings.__dataclass_fields__]
+        return next(getattr(group, name) for group in groups if hasattr(group, name))
+
+    assert value(f"--{dashed}") is True
+    assert value(f"--no-{dashed}") is False
+    for text in ("false", "0", "No"):
+        assert value(f"--{dashed}", text) is False
+        assert value(f"--{dashed}={text}") is False
+    for text in ("true", "1", "on"):
+        assert value(f"--{dashed}", text) is True
+        assert value(f"--{dashed}={text}", "m:app") is True
+
+
+def test_a_switch_does_not_swallow_the_app() -> None:
+    with cli.build_command().make_context("leanserve", ["--reload", "main:app"]) as context:
+        assert context.params["app"] == "main:app"
+    with cli.build_command().make_context("leanserve", ["--reload", "--", "true:app"]) as context:
+        assert context.params["app"] == "true:app"
+
+
+_SAMPLE = {"bool": "yes", "int": "3", "float": "2.5", "str": "text", "tuple": "a,b"}
+_SPECIAL = {"ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header"}
+
+
+@pytest.mark.parametrize("name", [item.name for _, item, _ in options() if item.name not in _SPECIAL])
+def test_every_setting_has_its_environment_variable(name: str) -> None:
+    item, facts = next((item, facts) for _, item, facts in options() if item.name == name)
+    text = "1k" if facts.unit == "bytes" else _SAMPLE[kind_of(item)]
+    if kind_of(item) == "str" and facts.choices:
+        text = facts.choices[-1]
+    changed = parse(**{f"LEANSERVE_{name.upper()}": text})
+    number = 1024 if facts.unit == "bytes" else 3
+    read = {"bool": True, "int": number, "float": 2.5, "str": text, "tuple": ("a", "b")}
+    expected: Any = read[kind_of(item)]
+    assert changed == Settings.build(**{name: expected})
+
+
+def test_precedence() -> None:
+    assert parse(WEB_CONCURRENCY="3").pool.workers == 3
+    assert parse(WEB_CONCURRENCY="3", LEANSERVE_WORKERS="4").pool.workers == 4
+    assert parse("--workers", "5", WEB_CONCURRENCY="3", LEANSERVE_WORKERS="4").pool.workers == 5
+    assert parse(FORWARDED_ALLOW_IPS="10.0.0.0/8").proxy.forwarded_allow_ips == "10.0.0.0/8"
+    assert parse(LEANSERVE_TIMEOUT_KEEP_ALIVE="9").timeouts.keep_alive_timeout == 9
+    assert parse("--bind", "a:1", LEANSERVE_BIND="b:2").listen.bind == ("a:1",)
+    assert parse("--no-reload", LEANSERVE_RELOAD="1").reload.reload is False
+    assert parse(LEANSERVE_PORT="").listen.port == 8000
+    assert parse("--lifespan-shutdown-timeout", "none").load.lifespan_shutdown_timeout is None
+
+
+def test_repeated_options_in_the_environment() -> None:
+    assert parse(LEANSERVE_BIND="a:1, [::1]:2\nunix:/s").listen.bind == ("a:1", "[::1]:2", "unix:/s")
+    assert parse(LEANSERVE_HEADER="A: b, c\nD: e").http.header == ("A: b, c", "D: e")
+    with pytest.raises(SettingsError, match="LEANSERVE_RELOAD must be true or false, not 'maybe'"):
+        parse(LEANSERVE_RELOAD="maybe")
+
+
+def test_help_states_groups_defaults_and_units_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from leanserve import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'asyncio', 'ssl', 'uvloop', 'anyio', 'h11', 'wsproto', 'leanserve.demo'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    for title in {str(group.__doc__) for group, _, _ in options()}:
+        assert f"\n{title}:\n" in done.stdout
+    flat = re.sub(r"\s+", " ", done.stdout)
+    assert "Idle time between two requests of a connection. [default: 75 seconds]" in flat
+    assert "--h11-max-incomplete-event-size BYTES" in flat
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert done.stdout.startswith(f"leanserve {__version__} on ")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--nope"], 2, r"No such option:? '?--nope"),
+        (["--prt", "1"], 2, "--port"),
+        (["--port"], 2, "requires an argument"),
+        (["a:b", "c:d"], 2, "unexpected extra argument"),
+        (["--port", "x"], 2, "port must be a number, not 'x'"),
+        (["main"], 2, "APP 'main' has no ':', it should be MODULE:ATTRIBUTE; write for example main:app"),
+        (["--env-file", "/nonexistent"], 2, "cannot read env_file /nonexistent: No such file"),
+        (["--log-config", "/nonexistent"], 2, "cannot read log_config /nonexistent: No such file"),
+        (["--ssl-certfile", "/nonexistent"], 2, "/nonexistent"),
+        (["--ssl-keyfile", "key"], 2, "ssl_keyfile needs ssl_certfile"),
+        (["--bind", "nonsense"], 2, "bind 'nonsense'"),
+    ],
+)
+def test_wrong_settings_are_one_line(args: list[str], code: int, message: str) -> None:
+    done = run(*args)
+    assert done.returncode == code
+    assert re.search(message, done.stderr)
+    assert re.fullmatch(r"leanserve: [^\n]+\n", done.stderr), done.stderr
+    assert done.stdout == ""
+
+
+def test_bad_certificate_and_unfitting_key(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    one, two = authority.issue_cert("one.example"), authority.issue_cert("two.example")
+    one.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    two.private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "garbage.pem").write_text("not a certificate")
+    for args in (["cert.pem", "--ssl-keyfile", "key.pem"], ["garbage.pem"], ["cert.pem"]):
+        done = run("--port", "0", "--ssl-certfile", *args, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert re.fullmatch(r"leanserve: .*cert.*\n", done.stderr), done.stderr
+
+
+def test_a_traceback_only_for_debug() -> None:
+    assert "Traceback" in run("main", "--log-level", "debug").stderr
+    assert "Traceback" not in run("main").stderr
+
+
+def test_port_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--port", str(port))
+    assert done.returncode == 3
+    line = rf"leanserve: cannot listen on 127.0.0.1:{port}: .*taken.*\n"
+    assert re.fullmatch(line, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("app", "source", "message"),
+    [
+        ("lsx_none:app", None, "no module named 'lsx_none'"),
+        ("lsx_app:ap", "app = 1", "has no attribute 'ap'; did you mean app"),
+        ("lsx_app:app", "app = 1", "is an int, which cannot be called"),
+        ("lsx_app:app", "\n1/0", r"ZeroDivisionError: division by zero \(.*lsx_app.py, line 2\)"),
+        ("lsx_app:create", "def create(): ...", "start with --factory"),
+    ],
+)
+def test_an_application_that_cannot_boot(tmp_path: Path, app: str, source: str | None, message: str) -> None:
+    if source is not None:
+        (tmp_path / "lsx_app.py").write_text(source)
+    done = run(app, "--port", "0", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert re.search(message, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_env_file_sets_options_and_the_environment_of_the_app(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LEANSERVE_PORT=0\nMODEL='lsx model'\n")
+    (tmp_path / "lsx_env.py").write_text("import os\nraise RuntimeError(os.environ['MODEL'])\n")
+    done = run("lsx_env:app", "--env-file", ".env", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "RuntimeError: lsx model" in done.stderr
