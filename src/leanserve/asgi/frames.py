@@ -18,6 +18,8 @@ __all__ = ["FrameReader", "Listener"]
 _TURN_S: Final = 0.002
 # Pings of one turn that get a pong each. Of more only the latest is answered: RFC 6455 section 5.5.3 lets us.
 _PONGS_PER_TURN: Final = 16
+# How long the application may take over what came before a fault of the peer.
+_FAULT_GRACE_S: Final = 1.0
 # When to try again to write a pong to a peer that does not read.
 _PONG_RETRY_S: Final = 0.5
 
@@ -28,6 +30,9 @@ class Listener(Protocol):
     def wants_more(self) -> bool:
         """Asked before each event. What has arrived waits, here and in the kernel, until ``go_on()``."""
 
+    def is_idle(self) -> bool:
+        """Whether all messages so far have been dealt with."""
+
     def message_received(self, event: TextMessage | BinaryMessage) -> None:
         """A whole message."""
 
@@ -35,7 +40,7 @@ class Listener(Protocol):
         """The peer's Close; nothing follows."""
 
     def violated(self, error: RemoteProtocolError) -> None:
-        """The peer broke the protocol; nothing follows."""
+        """The peer broke the protocol; nothing follows. Told when the listener is idle, or after a second."""
 
     def exhausted(self) -> None:
         """All bytes so far have been dealt with. Not called while the listener does not want them."""
@@ -51,7 +56,7 @@ class FrameReader:
         listener: the exchange.
     """
 
-    __slots__ = ("_codec", "_connection", "_heartbeat", "_listener", "_paused", "_pong", "_turn")
+    __slots__ = ("_codec", "_connection", "_fault", "_heartbeat", "_listener", "_paused", "_pong", "_turn")
 
     def __init__(
         self, connection: Connection, codec: WebSocketCodec, heartbeat: Heartbeat, listener: Listener
@@ -61,6 +66,7 @@ class FrameReader:
         self._heartbeat = heartbeat
         self._listener = listener
         self._paused = False
+        self._fault: RemoteProtocolError | None = None
         self._pong: bytes | None = None
         self._turn: asyncio.Handle | None = None
 
@@ -80,6 +86,12 @@ class FrameReader:
         """The listener wants more (or always did: then nothing happens)."""
         if self._paused and self._turn is None:
             self._read()
+
+    def settle(self) -> None:
+        """What came before a fault has been dealt with: tell of it now."""
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            self._listener.violated(fault)
 
     @property
     def paused(self) -> bool:
@@ -111,7 +123,12 @@ class FrameReader:
                     self._turn = asyncio.get_running_loop().call_soon(self._read)
                     break
         except RemoteProtocolError as error:
-            self._listener.violated(error)
+            # What came before the fault is good and may still be answered: not behind our Close.
+            self._fault = error
+            if self._listener.is_idle():
+                self.settle()
+            else:
+                self._connection.set_deadline(_FAULT_GRACE_S)
         if pings:
             self._answer(pings)
         self._pause(self._turn is not None or not more)
@@ -139,6 +156,9 @@ class FrameReader:
 
     def beat(self, now: float) -> bool:
         """Send what is due at loop time `now` and set the next deadline. False when the peer is dead."""
+        if self._fault is not None:
+            self.settle()
+            return True
         if self._pong is not None and self._connection.gate.open:
             self._connection.write(self._codec.pong(self._pong))
             self._pong = None

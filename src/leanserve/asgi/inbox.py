@@ -21,13 +21,14 @@ class Inbox:
         limit_bytes: above it the inbox says that it is full; it takes messages all the same.
     """
 
-    __slots__ = ("_bytes", "_items", "_limit_bytes", "_news", "last")
+    __slots__ = ("_bytes", "_items", "_limit_bytes", "_news", "_takers", "last")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._bytes = 0
         self._items: deque[tuple[Message, int]] = deque()
         self._news: asyncio.Event | None = None
+        self._takers = 0
         #: What is received, again and again, when all else has been.
         self.last: Message | None = None
 
@@ -35,6 +36,16 @@ class Inbox:
     def full(self) -> bool:
         """Whether more is undelivered than the limit allows."""
         return self._bytes > self._limit_bytes
+
+    @property
+    def empty(self) -> bool:
+        """Whether all messages have been taken."""
+        return not self._items
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the next message."""
+        return self._takers > 0 and not self._items
 
     def put(self, message: Message, size_bytes: int = 0) -> None:
         """Add a message."""
@@ -60,7 +71,11 @@ class Inbox:
             if self._news is None:
                 self._news = asyncio.Event()
             self._news.clear()
-            await self._news.wait()
+            self._takers += 1
+            try:
+                await self._news.wait()
+            finally:
+                self._takers -= 1
         message, size_bytes = self._items.popleft()
         self._bytes -= size_bytes
         return message

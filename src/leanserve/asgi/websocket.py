@@ -177,6 +177,10 @@ class WebSocketExchange:
         """Reading stops while the application has too much to receive."""
         return not self.inbox.full
 
+    def is_idle(self) -> bool:
+        """The application waits, or cannot receive anything any more."""
+        return self.inbox.awaited or self.inbox.last is not None
+
     def message_received(self, event: TextMessage | BinaryMessage) -> None:
         """A message; one behind our own Close is nobody's."""
         if self.inbox.last is None:
@@ -209,6 +213,8 @@ class WebSocketExchange:
 
     async def receive(self) -> Message:
         """ASGI receive: connect, messages, then disconnect for ever."""
+        if self.inbox.empty:
+            self.reader.settle()
         message = await self.inbox.take()
         self.reader.go_on()
         return message
@@ -329,6 +335,7 @@ class WebSocketExchange:
         self.inbox.end(_disconnect(code, reason), at_once=True)
         self.life.advance(WebSocketMove.CLOSE)
         self.connection.set_deadline(self.service.settings.websocket.ws_close_timeout)
+        self.reader.settle()
         self.reader.go_on()
 
     def _finish(self, cause: str = "") -> None:

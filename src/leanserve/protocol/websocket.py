@@ -181,8 +181,9 @@ class WebSocketCodec:
     # Receiving
 
     def receive(self, data: bytes) -> None:
-        """Add bytes from the peer."""
-        self._pending += data
+        """Add bytes from the peer. Those behind its Close or a fault are dropped."""
+        if not self._ended:
+            self._pending += data
 
     @property
     def pending_bytes(self) -> int:
