@@ -265,7 +265,8 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         if self.codec.response is None:
-            self.transport.write(self.codec.encode_refusal(error.status, self.service.default_headers()))
+            headers = [*self.service.default_headers(), *error.headers]
+            self.transport.write(self.codec.encode_refusal(error.status, headers))
         if exchange is not None:
             exchange.connection_lost(error)
         self.finish()
