@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import anyio
 import flask
 import httpx
 import pytest
@@ -97,6 +98,20 @@ def test_lifespan_shutdown_runs_when_the_block_is_cancelled() -> None:
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
+
+    asyncio.run(scenario())
+    assert app.lives == ["up", "down"]
+
+
+def test_lifespan_shutdown_runs_in_a_cancelled_scope() -> None:
+    app = Living()
+
+    async def scenario() -> None:
+        # anyio cancels at every await until the scope is left, not once as a task's cancel() does
+        with anyio.CancelScope() as scope:
+            async with Server(app, port=0).running():
+                scope.cancel()
+                await anyio.sleep(50)
 
     asyncio.run(scenario())
     assert app.lives == ["up", "down"]
