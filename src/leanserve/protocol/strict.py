@@ -46,8 +46,13 @@ _CHUNK_LINE_BYTES = 4096
 _CHUNK_EXTENSION_BYTES = 16384
 
 
-def check_partial_head(buffer: bytearray, settings: HttpSettings) -> None:
+def check_partial_head(buffer: bytearray, settings: HttpSettings, seen: int = 0) -> None:
     """Refuse a head that is still incomplete but already wrong or too large.
+
+    Args:
+        buffer: all of it so far.
+        settings: the limits.
+        seen: how much of it an earlier call has looked at; a head that comes byte by byte is not searched anew.
 
     Raises:
         RemoteProtocolError: 400, 414 or 431.
@@ -57,13 +62,14 @@ def check_partial_head(buffer: bytearray, settings: HttpSettings) -> None:
     if buffer[0] <= 0x20 and buffer != b"\r":
         raise RemoteProtocolError("the request line starts with a space or control byte")
     end = buffer.find(b"\r\n")
-    if (end < 0 and len(buffer) > settings.request_line_bytes) or end > settings.request_line_bytes:
+    # The last byte may be the CR of the line's end, and a block may lack one byte of its CRLFCRLF.
+    if (end < 0 and len(buffer) > settings.request_line_bytes + 1) or end > settings.request_line_bytes:
         raise RemoteProtocolError("request line too long", status=414)
-    if len(buffer) > settings.header_bytes + settings.request_line_bytes:
+    if len(buffer) > settings.request_line_bytes + 2 + settings.header_bytes + 3:
         raise RemoteProtocolError("header block too large", status=431)
     # RFC 9112 section 2.2 lets a recipient take a lone LF as a line end; peers differ in that, so we do not,
     # and say so at once instead of waiting for a CRLF that will not come.
-    if buffer.count(b"\n") != buffer.count(b"\r\n"):
+    if buffer.count(b"\n", seen) != buffer.count(b"\r\n", max(seen - 1, 0)):
         raise RemoteProtocolError("bare LF in the request head")
 
 
