@@ -165,7 +165,9 @@ class WebSocketSettings:
     """WebSocket"""
 
     ws_max_size: int = option(16777216, "Largest message; beyond it close 1009.", unit="bytes", minimum=1)
-    ws_max_fragments: int = option(16384, "Most fragments of one message; beyond it close 1009.", minimum=1)
+    ws_max_fragments: int = option(
+        16384, "Most fragments of one message, besides one per 64 bytes; beyond it close 1009.", minimum=1
+    )
     ws_ping_interval: float | None = option(
         20.0, "Send a ping after this time; 0 sends none.", unit="seconds", minimum=0
     )

@@ -244,6 +244,13 @@ def test_fragments_are_counted() -> None:
     assert read((wire[i : i + 1] for i in range(len(wire))), new(fragments=10)) == [TextMessage("")]
 
 
+def test_fragments_of_64_bytes_are_free() -> None:
+    first, more, last = frame(BINARY, bytes(64), fin=False), frame(CONT, bytes(64), fin=False), frame(CONT)
+    assert read([first + more * 1000 + last], new(fragments=10)) == [BinaryMessage(bytes(64 * 1001))]
+    small = frame(CONT, bytes(63), fin=False)
+    assert read([first + small * 1000 + last], new(fragments=10)) == [1009]
+
+
 def test_endless_empty_fragments_are_refused() -> None:
     codec, more = new(fragments=16384), frame(CONT, b"", fin=False)
     codec.receive(frame(BINARY, b"", fin=False) + more * 100_000)

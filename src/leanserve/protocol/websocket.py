@@ -40,6 +40,9 @@ __all__ = [
 _SLICE_BYTES: Final = 65536
 _COMPRESSED_SLICE_BYTES: Final = 2048
 
+# Fragments of this size are not counted: long messages in small honest pieces are no flood.
+_FREE_FRAGMENT_BYTES: Final = 64
+
 _NO_RSV: Final = RsvBits(False, False, False)
 
 
@@ -114,7 +117,8 @@ class _Bounds(Extension):
         self._max_size_bytes = max_size_bytes
         self._max_fragments = max_fragments
         self._fragments = 0
-        self._left_bytes = 0
+        self._limit_bytes = 0
+        self._message_bytes = 0
         self._frame_bytes = 0
         self._in_control = False
 
@@ -134,12 +138,14 @@ class _Bounds(Extension):
         if (opcode is Opcode.CONTINUATION) != (self._fragments > 0):
             return CloseReason.PROTOCOL_ERROR
         if not self._fragments:
-            self._left_bytes = self._max_size_bytes
+            self._message_bytes = 0
+            self._limit_bytes = self._max_size_bytes
             if rsv.rsv1:
                 # What counts is the inflated size, which BoundedDeflate watches. Data that does not compress
                 # becomes a little longer, so the limit on the compressed size has to be a little higher.
-                self._left_bytes += self._max_size_bytes // 8 + 64
-        if payload_length > self._left_bytes or self._fragments >= self._max_fragments:
+                self._limit_bytes += self._max_size_bytes // 8 + 64
+        most = self._max_fragments + self._message_bytes // _FREE_FRAGMENT_BYTES
+        if payload_length > self._limit_bytes - self._message_bytes or self._fragments >= most:
             return CloseReason.MESSAGE_TOO_BIG
         self._frame_bytes = payload_length
         return _NO_RSV
@@ -148,7 +154,7 @@ class _Bounds(Extension):
         self, proto: FrameDecoder | FrameProtocol, fin: bool
     ) -> bytes | CloseReason | None:
         if not self._in_control:
-            self._left_bytes -= self._frame_bytes
+            self._message_bytes += self._frame_bytes
             self._fragments = 0 if fin else self._fragments + 1
         return None
 
@@ -158,7 +164,7 @@ class WebSocketCodec:
 
     Args:
         max_size_bytes: most bytes of one message, inflated; beyond it RemoteProtocolError, close code 1009.
-        max_fragments: most frames of one message; beyond it the same.
+        max_fragments: most frames of one message, besides one for each 64 bytes; beyond it the same.
         deflate: the compression agreed on, or None.
     """
 
