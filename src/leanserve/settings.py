@@ -100,6 +100,9 @@ class HttpSettings:
     header: tuple[str, ...] = option(
         (), "NAME:VALUE to add to every response; may be repeated.", separators="\n"
     )
+    fastpath: bool = option(
+        True, "Recognise plain requests in front of h11; what goes over the wire is the same."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

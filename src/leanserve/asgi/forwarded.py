@@ -9,6 +9,8 @@ from leanserve.protocol.events import Headers
 
 __all__ = ["TrustedProxies"]
 
+_KNOWN_ADDRESSES = 1024
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -23,13 +25,14 @@ class TrustedProxies:
         SettingsError: a part is none of these.
     """
 
-    __slots__ = ("_anyone", "_networks", "_unix")
+    __slots__ = ("_anyone", "_known", "_networks", "_unix")
 
     def __init__(self, text: str) -> None:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         self._anyone = "*" in parts
         self._unix = "unix" in parts
         self._networks: list[Network] = []
+        self._known: dict[str, bool] = {}
         for part in parts:
             if part not in ("*", "unix"):
                 try:
@@ -67,6 +70,15 @@ class TrustedProxies:
         return found
 
     def _trusts(self, address: str) -> bool:
+        """Asked with every request, and by the same few proxies: an answer is kept, but not without bound."""
+        known = self._known.get(address)
+        if known is None:
+            if len(self._known) >= _KNOWN_ADDRESSES:
+                self._known.clear()
+            known = self._known[address] = self._is_listed(address)
+        return known
+
+    def _is_listed(self, address: str) -> bool:
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:

@@ -1,8 +1,10 @@
 """The server's side of one HTTP/1.1 connection as bytes and events, on h11.
 
-h11 is the authority on HTTP/1.1; strict.py stands in front of it. h11 is only ever given bytes of one
-message: the rest waits here until :meth:`Http1Codec.next_exchange`, so a pipelined request is not looked at
-before its turn has come.
+h11 is the authority on HTTP/1.1; strict.py stands in front of it, and fastpath.py in front of both takes the
+plain case. Each exchange starts in one or the other and stays there: an exchange that is not plain has an h11
+connection of its own, which is only ever given bytes of that one message. The rest waits here until
+:meth:`Http1Codec.next_exchange`, so a pipelined request is not looked at before its turn has come. What is a
+matter of counting (a body of declared length) is counted here; h11 would copy it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import h11
 
 from leanserve.errors import AppProtocolError, RemoteProtocolError
-from leanserve.protocol import strict
+from leanserve.protocol import fastpath, strict
 from leanserve.protocol.events import BodyKind, Data, EndOfBody, Headers, Request
 from leanserve.protocol.responses import Framing, ResponseHead, plan_response
 from leanserve.settings import HttpSettings
@@ -27,7 +29,6 @@ REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 # h11's own limit counts what is incomplete; ours are exact and in front of it, so h11's must not interfere.
 _NO_LIMIT = 1 << 40
-_COMPACT_BYTES = 65536
 
 
 class _Reading(IntEnum):
@@ -60,6 +61,7 @@ class Http1Codec:
         "_h11",
         "_left",
         "_reading",
+        "_recogniser",
         "_scanned",
         "_settings",
         "eof",
@@ -67,11 +69,12 @@ class Http1Codec:
         "response",
     )
 
-    def __init__(self, settings: HttpSettings) -> None:
+    def __init__(self, settings: HttpSettings, recogniser: fastpath.Recogniser | None = None) -> None:
         self._settings = settings
+        self._recogniser = recogniser
         self._buffer = bytearray()
         self._scanned = 0
-        self._h11 = _new_h11()
+        self._h11: h11.Connection | None = None  # of an exchange that is not plain
         self._reading = _Reading.HEAD
         self._gate: strict.ChunkGate | None = None
         self._left = 0
@@ -125,19 +128,16 @@ class Http1Codec:
             self._scanned = 1  # one only; and 1 is as good a place as 0 to search from
         end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0))
         if end < 0:
-            self._scanned = max(len(buffer), self._scanned)
-            strict.check_partial_head(buffer, self._settings)
+            strict.check_partial_head(buffer, self._settings, self._scanned)
+            if buffer != b"\r":  # which may yet be half of that empty line
+                self._scanned = max(len(buffer), self._scanned)
             return None
         head = bytes(buffer[:end])
-        strict.check_head(head, self._settings)
+        request = None if self._recogniser is None else self._recogniser.recognise_request(head)
+        if request is None:
+            request = self._read_strictly(head)
         del buffer[: end + 4]
         self._scanned = 0
-        parsed = self._feed(head + b"\r\n\r\n")
-        if not isinstance(parsed, h11.Request):
-            raise RemoteProtocolError("h11 sees no request in a complete head")
-        request = strict.build_request(
-            parsed.method, parsed.target, parsed.http_version, list(parsed.headers)
-        )
         self.request = request
         self._reading = _Reading.BODY
         self._left = request.content_length or 0
@@ -146,11 +146,40 @@ class Http1Codec:
         )
         return request
 
+    def _read_strictly(self, head: bytes) -> Request:
+        """A head through strict.py and h11: both have to take it."""
+        strict.check_head(head, self._settings)
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_NO_LIMIT)
+        parsed = self._feed(head + b"\r\n\r\n")
+        if not isinstance(parsed, h11.Request):
+            raise RemoteProtocolError("h11 sees no request in a complete head")
+        return strict.build_request(parsed.method, parsed.target, parsed.http_version, list(parsed.headers))
+
     def _read_body(self) -> Data | EndOfBody | None:
+        if self._gate is not None:
+            return self._read_chunked(self._gate)
+        if not self._left:
+            self._reading = _Reading.ENDED
+            return EndOfBody()
+        buffer = self._buffer
+        if not buffer:
+            return None
+        if len(buffer) <= self._left:
+            data = bytes(buffer)
+            buffer.clear()
+        else:
+            data = bytes(buffer[: self._left])
+            del buffer[: self._left]
+        self._left -= len(data)
+        return Data(data)
+
+    def _read_chunked(self, gate: strict.ChunkGate) -> Data | EndOfBody | None:
         event = self._feed(b"")
         if event is h11.NEED_DATA and self._buffer:
-            piece = self._cut_message()
-            event = self._feed(piece)
+            data = bytes(self._buffer)
+            size = gate.take(data)
+            del self._buffer[:size]
+            event = self._feed(data[:size])
         if isinstance(event, h11.Data):
             return Data(bytes(event.data))
         if isinstance(event, h11.EndOfMessage):
@@ -158,21 +187,9 @@ class Http1Codec:
             return EndOfBody()
         return None
 
-    def _cut_message(self) -> bytes:
-        """Take from the buffer what belongs to this message."""
-        if self._gate is not None:
-            piece = bytes(self._buffer)
-            size = self._gate.take(piece)
-            piece = piece[:size]
-        else:
-            size = min(self._left, len(self._buffer))
-            piece = bytes(self._buffer[:size])
-            self._left -= size
-        del self._buffer[:size]
-        return piece
-
     def _feed(self, data: bytes) -> object:
         """The one place where h11 is called for reading, and its errors become ours."""
+        assert self._h11 is not None
         try:
             if data:
                 self._h11.receive_data(data)
@@ -212,18 +229,25 @@ class Http1Codec:
         assert request is not None
         known = None if more or trailers else len(body)
         head = plan_response(request, status, headers, defaults, known_length=known, close=close)
+        data = self._encode_head(request, head)
+        self.response = head
+        return data + self.encode_body(body, more=more or trailers)
+
+    def _encode_head(self, request: Request, head: ResponseHead) -> bytes:
+        reason = REASONS.get(head.status, b"")
+        if self._h11 is None:
+            return fastpath.encode_head(head, reason)
         event = h11.Response(
-            status_code=status, headers=head.headers, reason=REASONS.get(status, b""), http_version=b"1.1"
+            status_code=head.status, headers=head.headers, reason=reason, http_version=b"1.1"
         )
-        data = b"".join(self._send(event))
+        data = b"".join(self._send(self._h11, event))
         if request.version == "1.0" and not head.close:
             # h11 never keeps an HTTP/1.0 connection. RFC 9112 section 9.3 lets us when the client asked for it
             # and the message has its own end; anything but h11's plain line leaves the connection to close.
             kept = data.replace(b"\r\nConnection: close\r\n", b"\r\nconnection: keep-alive\r\n", 1)
             head.close = kept == data
             data = kept
-        self.response = head
-        return data + self.encode_body(body, more=more or trailers)
+        return data
 
     def encode_body(self, data: bytes, *, more: bool) -> bytes:
         """A piece of the body; the end of the message too unless `more`."""
@@ -242,10 +266,10 @@ class Http1Codec:
         pieces: list[bytes] = []
         if data and head.framing is not Framing.NONE:
             size = head.admit(len(data))
-            if size != len(data):
-                data = data[:size]
-            if size:
-                pieces = self._send(h11.Data(data=data))
+            if head.framing is Framing.CHUNKED:
+                pieces = self._encode_chunk(data)
+            elif size:
+                pieces = [data if size == len(data) else data[:size]]
         if not more:
             pieces += self._end([])
         return pieces
@@ -259,16 +283,25 @@ class Http1Codec:
 
     def _end(self, trailers: Headers) -> list[bytes]:
         assert self.response is not None
-        if not self.response.check_complete():
-            return []  # no end, no fake end: the connection is cut and the client sees that bytes are missing
-        return self._send(h11.EndOfMessage(headers=trailers))
+        # A body that is too short gets no fake end: the connection is cut, and the client sees the gap.
+        if not self.response.check_complete() or self.response.framing is not Framing.CHUNKED:
+            return []
+        if self._h11 is None:
+            return fastpath.encode_last_chunk(trailers)
+        return self._send(self._h11, h11.EndOfMessage(headers=trailers))
+
+    def _encode_chunk(self, data: bytes) -> list[bytes]:
+        if self._h11 is None:
+            return fastpath.encode_chunk(data)
+        return self._send(self._h11, h11.Data(data=data))
 
     def encode_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
         """An interim (1xx) response (RFC 9110 section 15.2)."""
-        event = h11.InformationalResponse(
-            status_code=status, headers=list(headers), reason=REASONS.get(status, b"")
-        )
-        return b"".join(self._send(event))
+        reason = REASONS.get(status, b"")
+        if self._h11 is None:
+            return fastpath.encode_interim(status, reason, headers)
+        event = h11.InformationalResponse(status_code=status, headers=list(headers), reason=reason)
+        return b"".join(self._send(self._h11, event))
 
     def encode_refusal(self, status: int, defaults: Headers) -> bytes:
         """A whole response to something that never became an exchange; the connection closes behind it."""
@@ -279,10 +312,10 @@ class Http1Codec:
         lines += [b"connection: close", b"", reason]
         return b"\r\n".join(lines)
 
-    def _send(self, event: h11.Event) -> list[bytes]:
+    def _send(self, connection: h11.Connection, event: h11.Event) -> list[bytes]:
         """The one place where h11 is called for writing, and its errors become ours."""
         try:
-            return self._h11.send_with_data_passthrough(event) or []
+            return connection.send_with_data_passthrough(event) or []
         except h11.LocalProtocolError as error:
             raise AppProtocolError(str(error)) from error
 
@@ -290,16 +323,9 @@ class Http1Codec:
 
     def next_exchange(self) -> None:
         """Forget the finished exchange; the next call of :meth:`next_event` reads a new head."""
-        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
-            self._h11.start_next_cycle()
-        else:
-            self._h11 = _new_h11()  # h11 calls a 1.0 connection finished; we have agreed to keep it
+        self._h11 = None
         self._reading = _Reading.HEAD
         self._gate = None
         self._scanned = 0
         self.request = None
         self.response = None
-
-
-def _new_h11() -> h11.Connection:
-    return h11.Connection(h11.SERVER, max_incomplete_event_size=_NO_LIMIT)

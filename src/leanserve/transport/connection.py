@@ -39,7 +39,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.codec = Http1Codec(service.settings.http)
+        self.codec = Http1Codec(service.settings.http, service.recogniser)
         self.phase = PhaseMachine()
         self.gate = WriteGate()
         self.exchange: Exchange | None = None

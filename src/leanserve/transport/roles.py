@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.events import Headers, Request
+from leanserve.protocol.fastpath import Recogniser
 from leanserve.settings import Settings
 from leanserve.transport.deadlines import Deadlines
 
@@ -67,6 +68,7 @@ class Service(Protocol):
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
     server_cert: str | None
+    recogniser: Recogniser | None
 
     @property
     def draining(self) -> bool:

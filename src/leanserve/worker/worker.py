@@ -21,6 +21,7 @@ from leanserve.asgi.websocket import WebSocketExchange
 from leanserve.errors import RemoteProtocolError, SettingsError
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request, Upgrade
+from leanserve.protocol.fastpath import Recogniser
 from leanserve.protocol.responses import check_headers
 from leanserve.scoreboard import Lane, WorkerState
 from leanserve.settings import Settings
@@ -93,6 +94,7 @@ class Worker:
             TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
         )
         self.root_path = settings.load.root_path
+        self.recogniser = Recogniser(settings.http) if settings.http.fastpath else None
         self.lane = lane
         self.connections: set[Connection] = set()
         self.running: set[Running] = set()
