@@ -120,7 +120,7 @@ class FrameReader:
                 elif type(event) is Close:
                     self._listener.close_received(event)
                 if time.monotonic() >= end:
-                    self._turn = asyncio.get_running_loop().call_soon(self._read)
+                    self._turn = self._connection.service.loop.call_soon(self._read)
                     break
         except RemoteProtocolError as error:
             # What came before the fault is good and may still be answered: not behind our Close.

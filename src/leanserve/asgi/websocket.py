@@ -169,7 +169,8 @@ class WebSocketExchange:
         if self.life.state < WebSocketState.OPEN:
             self.task.cancel(reason)
         else:
-            self.service.loop.call_later(_CANCEL_GRACE_S, self.task.cancel, reason)
+            loop = self.service.loop
+            loop.call_at(loop.time() + _CANCEL_GRACE_S, self.task.cancel, reason)
 
     # What the reader tells
 
