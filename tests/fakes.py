@@ -7,11 +7,22 @@ transports of asyncio and uvloop.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from leanserve.asgi.forwarded import TrustedProxies
+from leanserve.asgi.http import HttpExchange
+from leanserve.asgi.messages import ExchangeRecord
+from leanserve.errors import RemoteProtocolError
+from leanserve.protocol.events import Request
+from leanserve.protocol.fastpath import Recogniser
+from leanserve.settings import Settings
+from leanserve.transport.connection import Connection
+from leanserve.transport.deadlines import Deadlines
 
 
 class FakeTimer:
@@ -140,6 +151,11 @@ class FakeTransport(asyncio.Transport):
         return bytes(got)
 
     @property
+    def wire(self) -> bytes:
+        """All that was written and not dropped, read by the peer or not."""
+        return bytes(self.received + self._in_kernel + self._unsent)
+
+    @property
     def sent_eof(self) -> bool:
         """Whether the peer, having read all, sees the end."""
         return not self._unsent and (self._eof_written or self._closing)
@@ -252,3 +268,100 @@ class FakeTransport(asyncio.Transport):
     def _tell_lost(self, error: Exception | None) -> None:
         self._told_lost = True
         self._protocol.connection_lost(error)
+
+
+class SteppedLoop(FakeLoop):
+    """Fake time, and a real loop for tasks and callbacks that only runs when :meth:`run` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real = asyncio.new_event_loop()
+        self.problems: list[dict[str, Any]] = []
+        self.real.set_exception_handler(lambda _loop, context: self.problems.append(context))
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self.real.call_soon(callback, *args)
+
+    def create_task(self, coroutine: Any, **extra: Any) -> asyncio.Task[Any]:
+        return self.real.create_task(coroutine, **extra)
+
+    def run(self) -> None:
+        """A few turns of the loop: enough for whatever does not wait for something outside."""
+        self.real.run_until_complete(self._turns())
+
+    async def _turns(self) -> None:
+        for _ in range(12):
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """Cancel what still runs and close."""
+        tasks = asyncio.all_tasks(self.real)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.real.run_until_complete(asyncio.wait(tasks))
+        self.run()
+        self.real.close()
+
+
+class FakeService:
+    """What connections and exchanges ask of their worker."""
+
+    def __init__(self, app: Any, settings: Settings | None = None, loop: FakeLoop | None = None) -> None:
+        self.app = app
+        self.settings = settings or Settings()
+        self.loop: Any = loop or SteppedLoop()
+        self.deadlines = Deadlines(self.loop.time, self.loop.call_at)
+        self.server_cert: str | None = None
+        self.recogniser = Recogniser(self.settings.http) if self.settings.http.fastpath else None
+        self.draining = False
+        self.context = contextvars.copy_context()
+        self.state: dict[str, Any] = {}
+        self.proxies: TrustedProxies | None = None
+        self.root_path = ""
+        self.connections: set[Connection] = set()
+        self.running: set[Any] = set()
+        self.exchanges: list[Any] = []
+        self.records: list[ExchangeRecord] = []
+        self.refusals: list[RemoteProtocolError] = []
+        self.failures: list[Exception] = []
+
+    def connect(self, **extra: Any) -> tuple[Connection, FakeTransport]:
+        """A new connection."""
+        connection = Connection(self)
+        return connection, FakeTransport(self.loop, connection, **extra)
+
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"server", b"fake")]
+
+    def open_exchange(self, connection: Connection, request: Request) -> Any:
+        exchange = HttpExchange(self, connection, request, self.app)
+        self.exchanges.append(exchange)
+        return exchange
+
+    def connection_opened(self, connection: Connection) -> None:
+        self.connections.add(connection)
+
+    def connection_closed(self, connection: Connection) -> None:
+        self.connections.remove(connection)
+
+    def exchange_started(self, exchange: Any) -> None:
+        self.running.add(exchange)
+
+    def exchange_ended(self, exchange: Any) -> None:
+        self.running.remove(exchange)
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        self.records.append(record)
+
+    def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
+        self.refusals.append(error)
+
+    def failed(self, connection: Connection, error: Exception) -> None:
+        self.failures.append(error)
+
+    def drain(self) -> None:
+        """The server begins to stop."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
