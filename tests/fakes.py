@@ -268,6 +268,7 @@ class FakeTransport(asyncio.Transport):
     def _tell_lost(self, error: Exception | None) -> None:
         self._told_lost = True
         self._protocol.connection_lost(error)
+        del self._protocol  # as the loops do
 
 
 class SteppedLoop(FakeLoop):

@@ -76,8 +76,10 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The peer has closed its side. True keeps ours open."""
-        phase = self.phase.state
         self.codec.eof = True
+        if self.codec.buffered_bytes:
+            self._read_on()  # a pipelined request whose turn was to come next
+        phase = self.phase.state
         if phase is Phase.TUNNEL:
             assert self.tunnel is not None
             self._guard(self.tunnel.eof_received)
@@ -252,7 +254,11 @@ class Connection(asyncio.Protocol):
         if codec.buffered_bytes or codec.eof:
             self.service.loop.call_soon(self._read_on)
         self.resume_reading()
-        self._wait(Wait.NEXT_REQUEST, self.service.settings.timeouts.keep_alive_timeout)
+        if self.service.draining:
+            # The answer was under way when the drain began, so it could not say "close": as in drain().
+            self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
+        else:
+            self._wait(Wait.NEXT_REQUEST, self.service.settings.timeouts.keep_alive_timeout)
 
     def refuse(self, error: RemoteProtocolError) -> None:
         """Answer what broke the protocol, as far as an answer is still possible, and close."""

@@ -1,0 +1,701 @@
+"""leanserve.transport.connection: when bytes move and who closes when, with fake time and a fake peer."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fakes import FakeService, FakeTransport
+from leanserve.errors import RemoteProtocolError
+from leanserve.settings import Settings
+from leanserve.transport.connection import Connection
+from leanserve.transport.phase import Phase
+from wire import Response, parse
+
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body, more = body + message["body"], message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["path"].encode() + body})
+
+
+async def early(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"early"})
+
+
+class Held:
+    """An application that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.sends: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.sends.append(send)
+        import asyncio
+
+        gate = asyncio.Event()
+        self.events.append(gate)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await gate.wait()
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        gate.clear()
+        await gate.wait()
+        await send({"type": "http.response.body", "body": b"last"})
+
+    def go_on(self) -> None:
+        self.events[-1].set()
+
+
+class Rig:
+    """A service with one connection."""
+
+    def __init__(self, app: Any, *, tls: bool = False, kernel_bytes: int = 65536, **flat: Any) -> None:
+        self.service = FakeService(app, Settings.build(**flat))
+        self.connection: Connection
+        self.transport: FakeTransport
+        self.connection, self.transport = self.service.connect(tls=tls, kernel_bytes=kernel_bytes)
+
+    @property
+    def phase(self) -> Phase:
+        return self.connection.phase.state
+
+    def feed(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.transport.feed(piece)
+            self.service.loop.run()
+
+    def eof(self) -> None:
+        self.transport.feed_eof()
+        self.service.loop.run()
+
+    def pass_time(self, seconds: float) -> None:
+        self.service.loop.pass_time(seconds)
+        self.service.loop.run()
+
+    def read(self, *methods: bytes) -> list[Response]:
+        assert not self.service.failures, self.service.failures
+        assert not self.service.loop.problems, self.service.loop.problems
+        return parse(self.transport.wire, methods or [b"GET"] * 9, ended=self.transport.sent_eof)
+
+
+@pytest.fixture(params=[True, False], ids=["fast", "h11"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Any]:
+    made: list[Rig] = []
+
+    def make(app: Any = echo, **extra: Any) -> Rig:
+        made.append(Rig(app, fastpath=request.param, **extra))
+        return made[-1]
+
+    yield make
+    for it in made:
+        assert not it.service.failures, it.service.failures
+        it.service.loop.close()
+
+
+# Requests in order
+
+
+def test_one_request_after_the_other(rig: Any) -> None:
+    it = rig()
+    for _ in range(3):
+        it.feed(GET)
+        assert it.phase is Phase.IDLE
+    assert [response.body for response in it.read()] == [b"/"] * 3
+
+
+@pytest.mark.parametrize("cut", range(0, 2 * len(POST + b"hello"), 3))
+def test_a_pipelined_pair_at_any_cut(rig: Any, cut: int) -> None:
+    it = rig()
+    both = (POST + b"hello") * 2
+    it.feed(both[:cut], both[cut:])
+    assert [response.body for response in it.read()] == [b"/hello"] * 2
+    assert it.phase is Phase.IDLE
+
+
+def test_a_pipelined_request_is_not_looked_at_before_its_turn(rig: Any) -> None:
+    it = rig(app := Held())
+    it.feed(GET + b"\x00junk\r\n\r\n")
+    assert len(it.service.exchanges) == 1
+    assert not it.service.refusals
+    for _ in range(2):
+        app.go_on()
+        it.service.loop.run()
+    ok, refused = it.read()
+    assert (ok.status, ok.body, refused.status) == (200, b"partlast", 400)
+    assert it.phase is Phase.LINGERING
+
+
+def test_pipelined_bytes_are_bounded(rig: Any) -> None:
+    it = rig(Held())
+    it.feed(GET)
+    for _ in range(50):
+        it.feed(b"x" * 10_000)
+    assert it.connection.codec.buffered_bytes <= 65536 + 10_000
+    assert not it.transport.is_reading()
+
+
+def test_an_early_answer_and_the_rest_of_a_small_body(rig: Any) -> None:
+    it = rig(early)
+    it.feed(POST)
+    assert it.phase is Phase.ACTIVE
+    assert it.read()[0].complete
+    it.feed(b"hel", b"lo" + GET)
+    assert [response.body for response in it.read()] == [b"early"] * 2
+    assert it.phase is Phase.IDLE
+
+
+def test_an_early_answer_to_a_large_body_closes(rig: Any) -> None:
+    it = rig(early)
+    it.feed(POST.replace(b"5", b"70000"))
+    assert it.read()[0].closes
+    assert it.phase is Phase.LINGERING
+    it.feed(b"x" * 70000)  # read and dropped, so that no reset destroys the answer
+    assert not it.transport.aborted
+    it.eof()
+    assert it.phase is Phase.CLOSED
+
+
+def test_the_rest_of_a_body_that_does_not_come(rig: Any) -> None:
+    it = rig(early)
+    it.feed(POST)
+    it.pass_time(5.1)
+    assert it.phase is Phase.LINGERING
+    it.pass_time(5.1)
+    assert it.phase is Phase.CLOSED
+
+
+# Ends
+
+
+def test_half_close_still_gets_its_answer(rig: Any) -> None:
+    it = rig(app := Held())
+    it.feed(GET)
+    it.eof()
+    assert it.phase is Phase.ACTIVE
+    for _ in range(2):
+        app.go_on()
+        it.service.loop.run()
+    (response,) = it.read()
+    assert response.complete
+    assert it.phase is Phase.CLOSED
+
+
+def test_half_close_behind_a_pipelined_pair(rig: Any) -> None:
+    it = rig()
+    it.transport.feed(GET + GET)
+    it.transport.feed_eof()
+    it.service.loop.run()
+    assert len(it.read()) == 2
+    assert it.phase is Phase.CLOSED
+
+
+def test_half_close_in_the_turn_between_two_pipelined_requests(rig: Any) -> None:
+    """The answer to the first is out, the second is to be read in the next turn, and now the FIN is seen."""
+    it = rig(app := Held())
+    it.feed(GET + GET)
+    app.go_on()
+    it.service.loop.run()
+    app.go_on()
+    original = it.connection._read_on
+    held: list[Any] = []
+
+    class Later:
+        """Stands for a loop that has the FIN before the callback."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(it.service_loop, name)
+
+        def call_soon(self, callback: Any, *args: Any) -> None:
+            held.append((callback, args)) if callback == original else it.service_loop.call_soon(callback, *args)
+
+    it.service_loop = it.service.loop
+    it.service.loop = Later()
+    it.service.loop.run()
+    it.service.loop = it.service_loop
+    assert held
+    assert it.phase is Phase.IDLE
+    it.transport.feed_eof()
+    for callback, args in held:
+        callback(*args)
+    it.service.loop.run()
+    for _ in range(2):
+        app.go_on()
+        it.service.loop.run()
+    assert [response.complete for response in it.read()] == [True, True]
+    assert it.phase is Phase.CLOSED
+
+
+def test_fin_within_a_body_is_a_disconnect(rig: Any) -> None:
+    it = rig()
+    it.feed(POST + b"he")
+    it.eof()
+    assert it.phase is Phase.CLOSED
+    assert it.read() == []
+    (record,) = it.service.records
+    assert (record.cause, record.status) == ("client_gone", 499)
+    assert not it.service.running
+
+
+def test_fin_within_a_head(rig: Any) -> None:
+    it = rig()
+    it.feed(GET[:10])
+    it.eof()
+    assert it.phase is Phase.CLOSED
+    assert it.read() == []
+
+
+def test_tls_has_no_half_close(rig: Any) -> None:
+    it = rig(Held(), tls=True)
+    it.feed(GET)
+    it.eof()
+    assert it.phase is Phase.CLOSED
+
+
+def test_connection_close_closes_without_waiting_for_the_peer(rig: Any) -> None:
+    it = rig()
+    it.feed(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    assert it.read()[0].closes
+    assert it.phase is Phase.CLOSED
+
+
+@pytest.mark.parametrize("exc", [None, ConnectionResetError()])
+def test_a_loss_is_told_once(rig: Any, exc: Any) -> None:
+    told: list[Any] = []
+    it = rig(Held())
+    it.feed(GET)
+    lost = it.connection.exchange.__class__.connection_lost
+
+    class Counting(it.connection.exchange.__class__):  # type: ignore[misc, name-defined]
+        __slots__ = ()
+
+        def connection_lost(self, error: Any) -> None:
+            told.append(error)
+            lost(self, error)
+
+    it.connection.exchange.__class__ = Counting
+    it.transport._force_close(exc)
+    it.service.loop.run()
+    assert told == [exc]
+    assert it.connection.exchange is None
+    assert not it.connection.gate.open
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/3.0\r\nhost: a\r\n\r\n", 505),
+        (b"GET /" + b"a" * 9000, 414),
+        (b"GET / HTTP/1.1\r\na: " + b"b" * 80000, 431),
+        (b"\x16\x03\x01\x02\x00\x01", 400),
+    ],
+)
+def test_a_refusal_is_answered_and_closed(rig: Any, data: bytes, status: int) -> None:
+    it = rig()
+    it.feed(data)
+    (response,) = it.read()
+    assert response.status == status
+    assert response.closes
+    assert response.complete
+    assert it.phase is Phase.LINGERING
+    assert it.transport.sent_eof
+    it.feed(GET)
+    assert len(it.read()) == 1
+    it.eof()
+    assert it.phase is Phase.CLOSED
+    assert [error.status for error in it.service.refusals] == [status]
+    assert not it.service.exchanges
+
+
+def test_a_body_that_goes_wrong_before_the_answer(rig: Any) -> None:
+    it = rig()
+    it.feed(CHUNKED, b"zz\r\n")
+    assert [response.status for response in it.read()] == [400]
+    assert [record.cause for record in it.service.records] == ["bad_request"]
+    assert not it.service.running
+
+
+def test_a_body_that_goes_wrong_behind_the_head_of_the_answer(rig: Any) -> None:
+    it = rig(app := Held())
+    it.feed(CHUNKED)
+    app.go_on()
+    it.service.loop.run()
+    it.feed(b"zz\r\n")
+    (response,) = it.read()
+    assert (response.status, response.complete) == (200, False)
+    assert it.phase is Phase.LINGERING
+
+
+def test_a_refused_handshake_carries_its_headers(rig: Any) -> None:
+    it = rig()
+
+    def refuse(connection: Any, request: Any) -> Any:
+        raise RemoteProtocolError("no", status=426, headers=[(b"upgrade", b"websocket")])
+
+    it.service.open_exchange = refuse
+    it.feed(GET)
+    (response,) = it.read()
+    assert (response.status, response.get(b"upgrade")) == (426, b"websocket")
+    assert it.phase is Phase.LINGERING
+
+
+def test_a_bug_of_ours_costs_one_connection(rig: Any) -> None:
+    it = rig()
+    it.service.open_exchange = lambda connection, request: 1 / 0
+    it.feed(GET)
+    assert [type(error) for error in it.service.failures] == [ZeroDivisionError]
+    it.service.failures.clear()
+    assert it.phase is Phase.CLOSED
+    assert it.transport.aborted
+
+
+# Deadlines
+
+
+def test_no_first_byte(rig: Any) -> None:
+    it = rig(first_byte_timeout=3)
+    it.pass_time(2.9)
+    assert it.phase is Phase.OPENING
+    it.pass_time(0.2)
+    assert it.phase is Phase.CLOSED
+    assert it.read() == []
+
+
+def test_a_head_that_trickles_is_answered_408(rig: Any) -> None:
+    it = rig(header_timeout=4)
+    for byte in GET[:8]:
+        it.feed(bytes([byte]))
+        it.pass_time(0.49)
+    assert it.phase is Phase.OPENING
+    it.pass_time(0.2)
+    (response,) = it.read()
+    assert (response.status, response.closes) == (408, True)
+    it.pass_time(5.1)
+    assert it.phase is Phase.CLOSED
+
+
+def test_a_second_head_has_its_own_time(rig: Any) -> None:
+    it = rig(header_timeout=4, keep_alive_timeout=75)
+    it.feed(GET[:3])
+    it.pass_time(3)
+    it.feed(GET[3:])
+    it.pass_time(70)
+    it.feed(GET[:3])
+    it.pass_time(3.9)
+    assert it.phase is Phase.IDLE
+    it.pass_time(0.2)
+    assert [response.status for response in it.read()] == [200, 408]
+
+
+def test_idle(rig: Any) -> None:
+    it = rig(keep_alive_timeout=7)
+    it.feed(GET)
+    it.pass_time(6.9)
+    it.feed(GET)
+    it.pass_time(6.9)
+    assert it.phase is Phase.IDLE
+    it.pass_time(0.2)
+    assert it.phase is Phase.CLOSED
+    assert len(it.read()) == 2
+
+
+def test_no_deadline_runs_while_the_application_works(rig: Any) -> None:
+    it = rig(app := Held())
+    it.feed(GET)
+    it.pass_time(1000)
+    assert it.phase is Phase.ACTIVE
+    for _ in range(2):
+        app.go_on()
+        it.service.loop.run()
+    assert it.read()[0].complete
+
+
+def test_lingering_ends(rig: Any) -> None:
+    it = rig(linger_timeout=2)
+    it.feed(b"\x00")
+    assert it.phase is Phase.LINGERING
+    it.feed(b"x" * 100_000)
+    it.pass_time(2.1)
+    assert it.phase is Phase.CLOSED
+    assert it.transport.aborted
+
+
+def test_a_peer_that_takes_a_long_answer_is_not_cut(rig: Any) -> None:
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"y" * 500_000})
+
+    it = rig(large, linger_timeout=2, kernel_bytes=1000)
+    it.feed(GET)
+    while it.transport.get_write_buffer_size():
+        it.transport.peer_reads(100_000)
+        it.pass_time(1.9)
+        assert not it.transport.aborted
+    it.transport.peer_reads()
+    assert it.read()[0].complete
+
+
+def test_a_peer_that_does_not_is_cut(rig: Any) -> None:
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"y" * 500_000})
+
+    it = rig(large, linger_timeout=2, kernel_bytes=1000)
+    it.feed(GET)
+    it.pass_time(4.1)
+    assert it.phase is Phase.CLOSED
+
+
+# Drain
+
+
+def test_drain_gives_an_idle_connection_one_more_request(rig: Any) -> None:
+    it = rig(drain_idle_timeout=1)
+    it.feed(GET)
+    it.service.drain()
+    it.pass_time(0.9)
+    assert it.phase is Phase.IDLE
+    it.feed(GET)
+    first, second = it.read()
+    assert (first.closes, second.closes) == (False, True)
+    assert it.phase is Phase.LINGERING
+    it.pass_time(1.1)
+    assert it.phase is Phase.CLOSED
+
+
+def test_drain_closes_an_idle_connection_after_a_second(rig: Any) -> None:
+    it = rig(drain_idle_timeout=1)
+    it.feed(GET)
+    it.service.drain()
+    it.pass_time(1.1)
+    assert it.phase is Phase.CLOSED
+
+
+def test_drain_before_the_head_of_the_answer(rig: Any) -> None:
+    it = rig(app := Held())
+    it.feed(GET)
+    it.service.drain()
+    for _ in range(2):
+        app.go_on()
+        it.service.loop.run()
+    assert it.read()[0].closes
+    it.pass_time(1.1)
+    assert it.phase is Phase.CLOSED
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_drain_behind_the_head_of_the_answer(rig: Any, again: bool) -> None:
+    """It could not say ``connection: close``; the next request may come, but not in 75 seconds."""
+    it = rig(app := Held())
+    it.feed(GET)
+    app.go_on()
+    it.service.loop.run()
+    it.service.drain()
+    app.go_on()
+    it.service.loop.run()
+    assert not it.read()[0].closes
+    if again:
+        it.service.app = early
+        it.feed(GET)
+        assert it.read()[1].closes
+    it.pass_time(1.1)
+    if again:
+        it.pass_time(1.1)
+    assert it.phase is Phase.CLOSED
+
+
+def test_drain_during_the_rest_of_a_body(rig: Any) -> None:
+    it = rig(early)
+    it.feed(POST)
+    it.service.drain()
+    it.feed(b"hello")
+    it.pass_time(2.2)
+    assert it.phase is Phase.CLOSED
+
+
+def test_drain_during_a_head(rig: Any) -> None:
+    it = rig(drain_idle_timeout=1)
+    it.feed(GET[:10])
+    it.service.drain()
+    it.pass_time(0.5)
+    it.feed(GET[10:])
+    assert it.read()[0].closes
+
+
+def test_cancel(rig: Any) -> None:
+    it = rig(Held())
+    it.feed(GET)
+    it.connection.cancel("shutdown")
+    it.service.loop.run()
+    (response,) = it.read()
+    assert (response.status, response.closes, it.service.records[0].cause) == (503, False, "shutdown")
+    idle = rig()
+    idle.connection.cancel("shutdown")
+    idle.service.loop.run()
+    assert idle.phase is Phase.CLOSED
+
+
+# Reading and writing
+
+
+def test_both_water_marks_are_ours(rig: Any) -> None:
+    """uvloop's own low-water mark of 16 bytes makes a sender wait until everything is sent."""
+    it = rig(send_high_water=40_000)
+    assert it.transport.get_write_buffer_limits() == (10_000, 40_000)
+
+
+def test_reading_pauses_while_the_application_does_not_receive(rig: Any) -> None:
+    it = rig(Held())
+    it.feed(POST.replace(b"5", b"5000000"))
+    for _ in range(100):
+        it.feed(b"x" * 50_000)
+    assert not it.transport.is_reading()
+    assert len(it.service.exchanges[0].undelivered) <= 65536 + 50_000
+
+
+def test_a_loss_wakes_a_sender(rig: Any) -> None:
+    errors: list[Any] = []
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"y" * 50_000, "more_body": True})
+        except OSError as error:
+            errors.append(error)
+
+    it = rig(stream)
+    it.feed(GET)
+    assert it.service.running
+    assert it.transport.get_write_buffer_size() <= 65536 + 50_100
+    it.transport.feed_reset()
+    it.service.loop.run()
+    assert len(errors) == 1
+    assert not it.service.running
+
+
+# Tunnel
+
+
+class FakeTunnel:
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.told.append(data)
+        if data == b"bad":
+            raise RemoteProtocolError("bad", close_code=1002)
+
+    def eof_received(self) -> None:
+        self.told.append("eof")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.told.append("lost")
+
+    def deadline_reached(self) -> None:
+        self.told.append("deadline")
+
+    def drain(self) -> None:
+        self.told.append("drain")
+
+    def cancel(self, reason: str) -> None:
+        self.told.append(reason)
+
+
+def tunnel(rig: Any, behind: bytes = b"") -> tuple[Any, FakeTunnel]:
+    it, end = rig(Held()), FakeTunnel()
+    it.feed(GET + behind)
+    it.connection.enter_tunnel(end)
+    assert end.told == []
+    it.service.loop.run()
+    return it, end
+
+
+def test_tunnel_gets_what_came_behind_the_head(rig: Any) -> None:
+    it, end = tunnel(rig, b"first")
+    it.feed(b"second")
+    it.connection.write(b"raw")
+    assert end.told == [b"first", b"second"]
+    assert it.transport.wire == b"raw"
+
+
+def test_tunnel_deadline(rig: Any) -> None:
+    it, end = tunnel(rig)
+    it.connection.set_deadline(3)
+    it.pass_time(2)
+    it.connection.set_deadline(None)
+    it.pass_time(10)
+    assert end.told == []
+    it.connection.set_deadline(3)
+    it.pass_time(3.1)
+    it.service.drain()
+    it.connection.cancel("shutdown")
+    assert end.told == ["deadline", "drain", "shutdown"]
+
+
+def test_tunnel_end(rig: Any) -> None:
+    it, end = tunnel(rig)
+    it.eof()
+    assert end.told == ["eof", "lost"]
+    assert it.phase is Phase.CLOSED
+
+
+def test_tunnel_that_raises_is_told_once(rig: Any) -> None:
+    it, end = tunnel(rig)
+    it.feed(b"bad")
+    assert end.told == [b"bad", "lost"]
+    assert it.phase is Phase.CLOSED
+
+
+def test_tunnel_bytes_behind_a_loss_are_dropped(rig: Any) -> None:
+    it, end = rig(Held()), FakeTunnel()
+    it.feed(GET + b"first")
+    it.transport.feed_reset()
+    it.connection.enter_tunnel(end)
+    it.service.loop.run()
+    assert b"first" not in end.told[end.told.index("lost") :]
+
+
+# Memory
+
+
+def test_a_closed_connection_is_in_nobodys_memory(rig: Any) -> None:
+    it = rig(Held())
+    gc.collect()
+    gc.disable()
+    try:
+        seen = []
+        for _ in range(20):
+            connection, transport = it.service.connect()
+            transport.feed(GET)
+            it.service.loop.run()
+            seen.append(weakref.ref(connection))
+            transport.feed_reset()
+            it.service.loop.run()
+            del connection, transport
+            it.service.app.sends.clear()
+            it.service.app.events.pop().set()
+            it.service.exchanges.clear()
+            it.service.loop.run()
+        assert [ref() for ref in seen if ref() is not None] == []
+        assert len(it.service.deadlines) == 1  # of the rig's own connection
+    finally:
+        gc.enable()
