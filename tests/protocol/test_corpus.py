@@ -12,6 +12,7 @@ import corpus_reader
 from corpus_reader import Case, Expected
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.events import Data, EndOfBody, Request, Upgrade
+from leanserve.protocol.fastpath import Recogniser
 from leanserve.protocol.http1 import Http1Codec
 from leanserve.settings import HttpSettings
 
@@ -36,9 +37,9 @@ def _seen(request: Request, body: bytes) -> Expected:
     return Expected(request.method, target, body)
 
 
-def read(pieces: Iterable[bytes]) -> Outcome:
+def read(pieces: Iterable[bytes], recogniser: Recogniser | None) -> Outcome:
     """What a connection would do with the pieces, were every request answered at its end."""
-    codec, outcome = Http1Codec(HttpSettings()), Outcome()
+    codec, outcome = Http1Codec(HttpSettings(), recogniser), Outcome()
     for piece in pieces:
         codec.receive(piece)
         try:
@@ -112,27 +113,33 @@ def in_layer(layer: str) -> list[pytest.param]:
     return [pytest.param(case, id=case.name) for case in CASES if case.layer == layer]
 
 
-@pytest.mark.parametrize("case", in_layer("http"))
-def test_whole(case: Case) -> None:
-    check(case, read([case.raw]), "whole")
+@pytest.fixture(params=["recognised", "strict"])
+def recogniser(request: pytest.FixtureRequest) -> Recogniser | None:
+    """Both ways: with the recogniser in front of h11, and without."""
+    return Recogniser(HttpSettings()) if request.param == "recognised" else None
 
 
 @pytest.mark.parametrize("case", in_layer("http"))
-def test_byte_by_byte(case: Case) -> None:
-    check(case, read(single_bytes(case.raw)), "byte by byte")
+def test_whole(case: Case, recogniser: Recogniser | None) -> None:
+    check(case, read([case.raw], recogniser), "whole")
 
 
 @pytest.mark.parametrize("case", in_layer("http"))
-def test_every_cut(case: Case) -> None:
+def test_byte_by_byte(case: Case, recogniser: Recogniser | None) -> None:
+    check(case, read(single_bytes(case.raw), recogniser), "byte by byte")
+
+
+@pytest.mark.parametrize("case", in_layer("http"))
+def test_every_cut(case: Case, recogniser: Recogniser | None) -> None:
     for at in cuts(len(case.raw)):
-        check(case, read([case.raw[:at], case.raw[at:]]), f"cut at {at}")
+        check(case, read([case.raw[:at], case.raw[at:]], recogniser), f"cut at {at}")
 
 
 @pytest.mark.parametrize("case", in_layer("http"))
-def test_a_request_behind(case: Case) -> None:
+def test_a_request_behind(case: Case, recogniser: Recogniser | None) -> None:
     if case.verdict == "wait":
         return  # what stands behind an unfinished request is a part of it
-    outcome = read([case.raw + SENTINEL])
+    outcome = read([case.raw + SENTINEL], recogniser)
     sentinel = Expected(b"GET", b"/sentinel")
     answered = outcome.requests[len(case.requests) :]
     if case.verdict == "accept" and case.after == "keep":

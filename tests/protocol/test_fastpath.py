@@ -1,0 +1,210 @@
+"""The recogniser against the strict way: it declines, or it agrees. There is no list of allowed differences."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import corpus_reader
+from leanserve.errors import AppProtocolError, RemoteProtocolError
+from leanserve.protocol.events import Headers, Request
+from leanserve.protocol.fastpath import Recogniser
+from leanserve.protocol.http1 import Http1Codec
+from leanserve.protocol.responses import check_headers
+from leanserve.settings import HttpSettings
+
+SETTINGS = HttpSettings()
+SMALL = HttpSettings(request_line_bytes=64, header_bytes=256, header_count=4)
+PLAIN = (
+    b"GET /a/b?c=d HTTP/1.1\r\nHost: a.example:8000\r\nUser-Agent: x (y) z\r\nAccept: */*\r\n"
+    b"Cookie: a=b\r\nConnection: keep-alive"
+)
+HEADS = sorted(
+    {
+        part
+        for case in corpus_reader.load()
+        for part in case.raw.split(b"\r\n\r\n")
+        if part and len(part) < 9000
+    }
+    | {PLAIN}
+)
+
+
+def strict(head: bytes, limits: HttpSettings = SETTINGS) -> Request | None:
+    """What the codec makes of a head without the recogniser; None when it is refused."""
+    codec = Http1Codec(limits)
+    codec.receive(head + b"\r\n\r\n")
+    try:
+        event = codec.next_event()
+    except RemoteProtocolError:
+        return None
+    assert event is None or isinstance(event, Request)
+    return event
+
+
+def agree(head: bytes, limits: HttpSettings = SETTINGS) -> bool:
+    """Assert the rule; tell whether the head was recognised."""
+    recogniser = Recogniser(limits)
+    found = recogniser.recognise_request(head)
+    assert found is None or found == strict(head, limits)
+    # A second time, when the lines stand in the table.
+    assert recogniser.recognise_request(head) == found
+    return found is not None
+
+
+@pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))
+def test_every_head_of_the_corpus(head: bytes) -> None:
+    agree(head)
+
+
+def test_a_plain_head_is_recognised() -> None:
+    recogniser = Recogniser(SETTINGS)
+    assert recogniser.recognise_request(PLAIN) == strict(PLAIN)
+    assert (recogniser.recognised, recogniser.declined) == (1, 0)
+    assert recogniser.recognise_request(PLAIN.replace(b"GET", b"BREW")) is None
+    assert (recogniser.recognised, recogniser.declined) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Transfer-Encoding: chunked",
+        b"Upgrade: websocket",
+        b"Expect: 100-continue",
+        b"TE: trailers",
+        b"Host: b.example",
+        b"Connection: upgrade",
+        b"Content-Length: 5, 5",
+        b"Content-Length: +5",
+        b"X: \x01",
+        b" folded",
+        b"X : y",
+        b"X",
+    ],
+)
+def test_what_is_not_plain_is_declined(line: bytes) -> None:
+    assert Recogniser(SETTINGS).recognise_request(PLAIN + b"\r\n" + line) is None
+
+
+def test_secrets_stay_out_of_the_table() -> None:
+    recogniser = Recogniser(SETTINGS)
+    secret = b"\r\nAuthorization: Bearer abc\r\nX-API-Key: k\r\nProxy-Authorization: p"
+    assert recogniser.recognise_request(PLAIN + secret) is not None
+    kept = b"\n".join(recogniser._lines)
+    assert b"Accept" in kept
+    assert not any(word in kept for word in (b"Bearer", b"Cookie", b"X-API-Key", b"Proxy-Auth"))
+
+
+def test_the_table_is_bounded() -> None:
+    recogniser = Recogniser(SETTINGS)
+    for number in range(2000):
+        assert recogniser.recognise_request(PLAIN + b"\r\nX-Request: %d" % number) is not None
+    assert len(recogniser._lines) <= 512
+    recogniser.recognise_request(PLAIN + b"\r\nX-Long: " + b"a" * 300)
+    assert not any(len(line) > 256 for line in recogniser._lines)
+
+
+@pytest.mark.parametrize("head", [b"GET /%b HTTP/1.1\r\nHost: a" % (b"a" * n) for n in range(40, 60)])
+def test_the_limits_are_the_same(head: bytes) -> None:
+    agree(head, SMALL)
+    agree(head + b"\r\nX: 1" * (len(head) % 6), SMALL)
+    agree(head + b"\r\nX: " + b"y" * (4 * len(head)), SMALL)
+
+
+_PIECES = st.sampled_from(
+    [b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"\x00", b"\x0b", b"\x7f", b"\x85", b"\xff", b",", b"#", b"?"]
+    + [b"Host: a", b"Content-Length: 3", b"content-length:3", b"Connection: close", b"Connection: , close"]
+    + [b"Transfer-Encoding: chunked", b"TE: trailers", b"HTTP/1.0", b"HTTP/1.1", b"%zz", b"*", b"http://a/"]
+)
+
+
+@st.composite
+def mutated_heads(draw: st.DrawFn) -> bytes:
+    head = bytearray(draw(st.sampled_from(HEADS)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(head)))
+        cut = draw(st.integers(0, 3))
+        head[at : at + cut] = draw(_PIECES | st.binary(max_size=2))
+    return bytes(head)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(mutated_heads())
+def test_mutated_heads(head: bytes) -> None:
+    if b"\r\n\r\n" not in head and not head.startswith(b"\r\n") and not head.endswith(b"\r"):
+        agree(head)
+
+
+# Responses
+
+
+def respond(head: bytes, recognised: bool, status: int, headers: Headers, body: list[bytes], close: bool) -> bytes:
+    """The bytes of a response, or the error's text."""
+    codec = Http1Codec(SETTINGS, Recogniser(SETTINGS) if recognised else None)
+    codec.receive(head + b"\r\n\r\n")
+    while codec.next_event() is not None:
+        pass
+    try:
+        checked = check_headers(headers)
+        first, *rest = body
+        out = codec.encode_response(
+            status, checked, [(b"date", b"now"), (b"server", b"s")], first, more=bool(rest), close=close
+        )
+        while rest:
+            out += codec.encode_body(rest.pop(0), more=bool(rest))
+    except AppProtocolError as error:
+        return b"error " + str(error).encode()
+    return out
+
+
+def _parts(answer: bytes) -> tuple[list[bytes], bytes]:
+    """Head lines and body. h11 writes its own framing fields with capitals and last; RFC 9110 section 5.3: the
+    order of fields with different names "is not significant"."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return sorted(head.lower().split(b"\r\n")), body
+
+
+_VALUES = st.sampled_from([b"", b"a", b"a b", b"text/html; charset=utf-8", b"\xe9", b"a\tb", b"a\nb", b"\x00"])
+_NAMES = st.sampled_from([b"content-type", b"X-A", b"set-cookie", b"date", b"vary", b"bad name", b""])
+_FRAMING = st.sampled_from(
+    [
+        [],
+        [(b"content-length", b"3")],
+        [(b"Content-Length", b"0")],
+        [(b"content-length", b"x")],
+        [(b"transfer-encoding", b"chunked")],
+        [(b"connection", b"close")],
+        [(b"connection", b"keep-alive")],
+    ]
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    method=st.sampled_from([b"GET", b"HEAD", b"POST"]),
+    status=st.sampled_from([200, 201, 204, 205, 206, 301, 304, 400, 404, 500, 503, 599]),
+    headers=st.lists(st.tuples(_NAMES, _VALUES), max_size=3),
+    framing=_FRAMING,
+    body=st.lists(st.sampled_from([b"", b"abc", b"x" * 300]), min_size=1, max_size=3),
+    close=st.booleans(),
+)
+def test_responses_are_the_same(
+    method: bytes, status: int, headers: Headers, framing: Headers, body: list[bytes], close: bool
+) -> None:
+    head = method + b" / HTTP/1.1\r\nHost: a"
+    plain = respond(head, True, status, headers + framing, body, close)
+    reference = respond(head, False, status, headers + framing, body, close)
+    assert _parts(plain) == _parts(reference)
+
+
+def test_what_h11_reads_is_what_was_sent() -> None:
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(respond(b"GET / HTTP/1.1\r\nHost: a", True, 200, [], [b"abc", b"de", b""], False))
+    got = [client.next_event() for _ in range(4)]
+    assert isinstance(got[0], h11.Response)
+    assert [bytes(event.data) for event in got[1:3]] == [b"abc", b"de"]
+    assert isinstance(got[3], h11.EndOfMessage)
