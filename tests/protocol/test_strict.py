@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.events import BodyKind, Headers, Request, Upgrade
+from leanserve.protocol.fastpath import Recogniser
 from leanserve.protocol.strict import ChunkGate, build_request, check_head, check_partial_head, split_list
 from leanserve.settings import HttpSettings
 
@@ -321,3 +323,13 @@ def test_the_gate_agrees_with_the_grammar(data: bytes) -> None:
     if ended:
         assert re.match(rb"0+[ \t]*(;[^\r\n]*)?\r\n|[0-9a-fA-F]", data[:taken])
         assert data[:taken].endswith(b"\r\n")
+
+
+@pytest.mark.parametrize("filler", [b" ", b"\t", b"a", b"a ", b"\xe9", b"a: "])
+def test_no_value_costs_more_than_its_length(filler: bytes) -> None:
+    """64 KiB of anything, with a bad byte behind it, are refused in no time in both ways."""
+    head = b"GET / HTTP/1.1\r\nhost: a\r\nx:" + filler * (60_000 // len(filler)) + b"\x01"
+    begin = time.process_time()
+    assert Recogniser(SETTINGS).recognise_request(head) is None
+    assert status_of(head) == 400
+    assert time.process_time() - begin < 1
