@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
+import stat
 import time
 from enum import IntEnum
 from typing import Any, ClassVar
@@ -21,7 +23,7 @@ from leanserve.asgi.messages import (
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
-from leanserve.protocol.responses import Framing, check_headers
+from leanserve.protocol.responses import Framing, check_headers, check_trailers
 from leanserve.transport.connection import Connection
 
 __all__ = [
@@ -213,7 +215,11 @@ class HttpExchange:
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
         self.record.cause = reason
-        self.task.cancel(reason)
+        if inspect.getcoroutinestate(self.task.get_coro()) == inspect.CORO_CREATED:
+            # Cancelled before its first step, _run() would not run at all, not even its finally.
+            self.service.loop.call_soon(self.task.cancel, reason)
+        else:
+            self.task.cancel(reason)
 
     # What the application calls
 
@@ -289,7 +295,8 @@ class HttpExchange:
             self.connection.send_body(data, more=more or trailers)
         else:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
-        self.record.sent_bytes += len(data)
+        if not self._sends_nothing():
+            self.record.sent_bytes += len(data)
         if more:
             self.response.advance(ResponseMove.BODY)
         else:
@@ -302,6 +309,11 @@ class HttpExchange:
         self.record.status = status
         self.held = (status, [], trailers)  # from here on the list gathers trailers
         self.record.first_byte_s = time.monotonic() - self.started
+
+    def _sends_nothing(self) -> bool:
+        """Whether bodies are dropped: HEAD, 204, 205, 304."""
+        head = self.connection.codec.response
+        return head is not None and head.framing is Framing.NONE
 
     async def _after_write(self) -> None:
         """After each write: a length that does not fit ends all; the end ends the exchange; else wait."""
@@ -320,7 +332,7 @@ class HttpExchange:
                 "http.response.trailers without trailers=True, or before the end of the body"
             )
         trailers = self.held[1]
-        trailers += check_headers(message.get("headers", ()))
+        trailers += check_trailers(message.get("headers", ()))
         if not message.get("more_trailers", False):
             self.connection.send_trailers(trailers)
             self.response.advance(ResponseMove.TRAILERS)
@@ -339,9 +351,13 @@ class HttpExchange:
         path = message.get("path")
         if not isinstance(path, str) or not os.path.isabs(path):
             raise AppProtocolError(f"pathsend needs an absolute path, not {path!r}")
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        # O_NONBLOCK: opening a FIFO would wait for its writer, and with it the whole worker.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
-            await self._send_file(fd, os.fstat(fd).st_size)
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode):
+                raise AppProtocolError(f"pathsend needs a regular file, not {path!r}")
+            await self._send_file(fd, facts.st_size)
         finally:
             os.close(fd)
 
@@ -351,8 +367,7 @@ class HttpExchange:
             self.held = (status, [*headers, (b"content-length", b"%d" % size)], trailers)
         self._send_head(b"", more=True, trailers=False)
         self.response.advance(ResponseMove.BODY)
-        head = self.connection.codec.response
-        if head is not None and head.framing is not Framing.NONE:
+        if not self._sends_nothing():
             self.record.sent_bytes += size
         await self.connection.send_file(fd, size)
         self.response.advance(ResponseMove.LAST_BODY)

@@ -11,7 +11,7 @@ from leanserve.errors import AppProtocolError
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.strict import split_list
 
-__all__ = ["Framing", "ResponseHead", "check_headers", "plan_response"]
+__all__ = ["Framing", "ResponseHead", "check_headers", "check_trailers", "plan_response"]
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # RFC 9110 section 5.5: no CR, LF, NUL and, as we read "invalid", no other control byte but HTAB.
@@ -86,6 +86,21 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     return checked
 
 
+# RFC 9110 section 6.5.1: no trailer field may bear on framing, routing or the connection.
+_NO_TRAILERS = frozenset(
+    {b"connection", b"content-length", b"host", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+
+
+def check_trailers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """As :func:`check_headers`, for what stands behind the body. Raises AppProtocolError."""
+    checked = check_headers(headers)
+    for name, _ in checked:
+        if name in _NO_TRAILERS:
+            raise AppProtocolError(f"{name.decode()} cannot be a trailer")
+    return checked
+
+
 def plan_response(
     request: Request,
     status: int,
@@ -135,7 +150,8 @@ def plan_response(
 
 
 def _merge_length(length: int | None, value: bytes) -> int:
-    if not value.isdigit() or (length is not None and length != int(value)):
+    # Nineteen digits are below 2**63; far more of them would be an error of int() itself.
+    if not value.isdigit() or len(value) > 19 or (length is not None and length != int(value)):
         raise AppProtocolError(f"content-length {value!r} is not one decimal number")
     return int(value)
 
