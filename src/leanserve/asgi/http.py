@@ -8,8 +8,9 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Coroutine
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from leanserve.asgi.messages import (
     App,
@@ -215,7 +216,8 @@ class HttpExchange:
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
         self.record.cause = reason
-        if inspect.getcoroutinestate(self.task.get_coro()) == inspect.CORO_CREATED:
+        coroutine = cast("Coroutine[Any, Any, None]", self.task.get_coro())
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
             # Cancelled before its first step, _run() would not run at all, not even its finally.
             self.service.loop.call_soon(self.task.cancel, reason)
         else:
