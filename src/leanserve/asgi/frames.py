@@ -147,7 +147,7 @@ class FrameReader:
         pongs = b"".join(map(self._codec.pong, pings))
         if not pongs or self._connection.gate.lost:
             return
-        if self._connection.gate.open:
+        if not self._connection.gate.full:
             self._connection.write(pongs)
         else:
             # A peer that pings and does not read must not fill our memory with pongs.
@@ -159,7 +159,7 @@ class FrameReader:
         if self._fault is not None:
             self.settle()
             return True
-        if self._pong is not None and self._connection.gate.open:
+        if self._pong is not None and not self._connection.gate.full:
             self._connection.write(self._codec.pong(self._pong))
             self._pong = None
         due = self._heartbeat.look(now, reading=not self._paused)

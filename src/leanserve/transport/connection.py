@@ -41,7 +41,7 @@ class Connection(asyncio.Protocol):
         self.service = service
         self.codec = Http1Codec(service.settings.http, service.recogniser)
         self.phase = PhaseMachine()
-        self.gate = WriteGate()
+        self.gate = WriteGate(service.loop.call_soon)
         self.exchange: Exchange | None = None
         self.tunnel: Tunnel | None = None
         self.deadline = NEVER
@@ -192,15 +192,18 @@ class Connection(asyncio.Protocol):
         assert codec.response is not None
         if codec.response.close:
             self.phase.advance(PhaseMove.NO_MORE)
-        self.transport.write(data)
+        self._write(data)
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
         pieces = self.codec.encode_pieces(data, more=more)
-        if len(pieces) == 1:
-            self.transport.write(pieces[0])
-        elif pieces:
-            self.transport.write(b"".join(pieces))
+        if pieces:
+            self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def _write(self, data: bytes) -> None:
+        self.gate.spend(len(data))
+        if not self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection
+            self.transport.write(data)
 
     def send_trailers(self, trailers: Iterable[tuple[bytes, bytes]]) -> None:
         """The end of the response, with trailers."""
@@ -293,7 +296,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Raw bytes of the tunnel's protocol."""
-        self.transport.write(data)
+        self._write(data)
 
     def set_deadline(self, seconds: float | None) -> None:
         """Have ``tunnel.deadline_reached()`` called after `seconds`; None takes the deadline away."""

@@ -3,38 +3,81 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from enum import IntFlag
+from typing import Any, Final
 
 from leanserve.errors import ClientDisconnected
 
 __all__ = ["WriteGate"]
 
+# What one sender may write in one turn of the event loop: so many bytes, or a sixty-fourth of them in writes.
+_TURN_BYTES: Final = 262144
+_WRITE_COST: Final = 4096
+
+
+class _Shut(IntFlag):
+    """Why a gate is closed."""
+
+    FULL = 1  # the transport is above its high-water mark
+    RESTING = 2  # the sender has had its turn
+    LOST = 4  # for good
+
 
 class WriteGate:
     """Closed while the transport holds more unsent bytes than the high-water mark; lost for good at the end.
 
-    ``if not gate.open: await gate.wait_open()`` after each write is all that a sender does.
+    ``if not gate.open: await gate.wait_open()`` after each write is all that a sender does. A sender whose
+    peer reads as fast as it writes would never wait: others would starve, and the event loop could not even
+    tell it that the connection is gone. So the gate also closes behind every so many writes, until the next
+    turn of the loop.
+
+    Args:
+        call_soon: the loop's; without it senders have no turns.
     """
 
-    __slots__ = ("_waiters", "lost", "open")
+    __slots__ = ("_call_soon", "_credit", "_shut", "_waiters", "open")
 
-    def __init__(self) -> None:
+    def __init__(self, call_soon: Callable[[Callable[[], None]], Any] | None = None) -> None:
         self.open = True
-        self.lost = False
+        self._shut = _Shut(0)
+        self._credit = _TURN_BYTES
+        self._call_soon = call_soon
         self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether the transport is above its high-water mark: the peer does not read."""
+        return _Shut.FULL in self._shut
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        return _Shut.LOST in self._shut
+
+    def spend(self, size_bytes: int) -> None:
+        """Count a write."""
+        self._credit -= size_bytes + _WRITE_COST
+        if self._credit < 0 and self._call_soon is not None:
+            self._credit = _TURN_BYTES
+            if _Shut.RESTING not in self._shut:
+                self._close(_Shut.RESTING)
+                self._call_soon(self._rested)
+
+    def _rested(self) -> None:
+        self._open(_Shut.RESTING)
 
     def pause(self) -> None:
         """The transport is above its high-water mark."""
-        self.open = False
+        self._close(_Shut.FULL)
 
     def resume(self) -> None:
         """The transport is below its low-water mark."""
-        self.open = True
-        self._wake()
+        self._open(_Shut.FULL)
 
     def lose(self) -> None:
         """The connection is gone: whoever waits, now or later, gets ClientDisconnected."""
-        self.lost = True
-        self.open = False
+        self._close(_Shut.LOST)
         self._wake()
 
     async def wait_open(self) -> None:
@@ -49,6 +92,16 @@ class WriteGate:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
+
+    def _close(self, reason: _Shut) -> None:
+        self._shut |= reason
+        self.open = False
+
+    def _open(self, reason: _Shut) -> None:
+        self._shut &= ~reason
+        if not self._shut:
+            self.open = True
+            self._wake()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
