@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 import stat
 import time
-from collections.abc import Coroutine
 from enum import IntEnum
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from leanserve.asgi.messages import (
     App,
@@ -19,6 +17,7 @@ from leanserve.asgi.messages import (
     Message,
     base_scope,
     call_app,
+    cancel_task,
     is_disconnect,
 )
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
@@ -216,12 +215,7 @@ class HttpExchange:
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
         self.record.cause = reason
-        coroutine = cast("Coroutine[Any, Any, None]", self.task.get_coro())
-        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-            # Cancelled before its first step, _run() would not run at all, not even its finally.
-            self.service.loop.call_soon(self.task.cancel, reason)
-        else:
-            self.task.cancel(reason)
+        cancel_task(self.service.loop, self.task, reason)
 
     # What the application calls
 

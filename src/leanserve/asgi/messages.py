@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from leanserve.asgi.forwarded import TrustedProxies
@@ -25,6 +26,7 @@ __all__ = [
     "Running",
     "base_scope",
     "call_app",
+    "cancel_task",
     "is_disconnect",
 ]
 
@@ -151,6 +153,16 @@ async def call_app(
     except Exception as error:  # noqa: BLE001 - one of the three named places: around the application
         return error
     return None
+
+
+def cancel_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], reason: str) -> None:
+    """Cancel an application's task, in the next turn if it has not begun: cancelled before its first step, a
+    coroutine does not run at all, not even its ``finally``."""
+    coroutine = cast("Coroutine[Any, Any, None]", task.get_coro())
+    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        loop.call_soon(task.cancel, reason)
+    else:
+        task.cancel(reason)
 
 
 def is_disconnect(error: BaseException) -> bool:

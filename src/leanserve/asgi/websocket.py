@@ -19,6 +19,7 @@ from leanserve.asgi.messages import (
     Message,
     base_scope,
     call_app,
+    cancel_task,
     is_disconnect,
 )
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
@@ -167,7 +168,7 @@ class WebSocketExchange:
             self.record.cause = reason
             self._close(CloseCode.SERVICE_RESTART, "")
         if self.life.state < WebSocketState.OPEN:
-            self.task.cancel(reason)
+            cancel_task(self.service.loop, self.task, reason)
         else:
             loop = self.service.loop
             loop.call_at(loop.time() + _CANCEL_GRACE_S, self.task.cancel, reason)
