@@ -49,6 +49,7 @@ class Living:
         self.lives.append("up")
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        await asyncio.sleep(0.05)  # whoever waits for the end has to wait for real
         self.lives.append("down")
         await send({"type": "lifespan.shutdown.complete"})
 
