@@ -48,10 +48,6 @@ class FileRange:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, cut: slice) -> FileRange:
-        """The first ``cut.stop`` bytes: a file that is longer than its declared length."""
-        return FileRange(cut.stop)
-
     def __getitem__(self, piece: slice) -> FileRange:
         return FileRange(len(range(self.count)[piece]))
 
