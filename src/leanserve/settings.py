@@ -367,6 +367,8 @@ def _check_together(settings: Settings) -> None:
     for line in settings.http.header:
         if not _HEADER.fullmatch(line):
             raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")
+        if line.partition(":")[0].lower() in ("connection", "content-length", "transfer-encoding", "upgrade"):
+            raise SettingsError(f"header {line!r}: framing and connection are decided for each response")
     if tls.ssl_certfile is None and tls.ssl_context_factory is None:
         for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_ciphers"):
             if getattr(tls, name) is not None:
