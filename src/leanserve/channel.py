@@ -16,6 +16,8 @@ from leanserve.settings import Settings
 
 __all__ = ["Channel", "WorkerSpec"]
 
+_LINE_BYTES = 1 << 20  # far above any message; the supervisor's memory is not the application's to fill
+
 
 @dataclass(slots=True)
 class WorkerSpec:
@@ -28,7 +30,10 @@ class WorkerSpec:
         generation: how many workers this slot has had before.
         listeners: the listening sockets of every slot: ``listeners[slot]`` are this worker's own.
         channel: the worker's end.
-        scoreboard_fd: descriptor of the scoreboard page, or -1 (fork inherits the mapping itself).
+        scoreboard_fd: descriptor of the scoreboard page, or -1 when there is none.
+        lane: which of the slot's two scoreboard records this worker writes.
+        parent_pid: the supervisor, to see whether it died before the worker could ask to be told.
+        born_s: monotonic time at which the supervisor began to make the process.
     """
 
     app: Any
@@ -38,6 +43,9 @@ class WorkerSpec:
     listeners: list[list[socket.socket]]
     channel: Channel
     scoreboard_fd: int = -1
+    lane: int = 0
+    parent_pid: int = 0
+    born_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -57,18 +65,27 @@ class Channel:
         """The descriptor, for a selector."""
         return self.sock.fileno()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Write one message; silently nothing when the other end has gone (its death is noticed elsewhere)."""
+    def send(self, message: dict[str, Any]) -> bool:
+        """Write one message. False when the other end has gone; its death is noticed elsewhere."""
         try:
             self.sock.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
-            pass  # the reader is dead: the supervisor sees its exit, a worker sees the end of the stream
+            return False  # the supervisor sees the worker's exit, a worker sees the end of the stream
+        return True
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Two ends that are connected: the supervisor's and the worker's."""
+        ends = socket.socketpair()
+        for end in ends:
+            end.setblocking(False)
+        return cls(ends[0]), cls(ends[1])
 
     def receive(self) -> Iterator[dict[str, Any]]:
         """Yield the messages that have arrived.
 
         Raises:
-            EOFError: the other end has gone.
+            EOFError: the other end has gone, or something else than messages is written to this descriptor.
         """
         while True:
             try:
@@ -82,9 +99,22 @@ class Channel:
             self._partial += data
             *lines, rest = self._partial.split(b"\n")
             self._partial = bytearray(rest)
+            if len(rest) > _LINE_BYTES:
+                raise EOFError
             for line in lines:
-                yield json.loads(line)
+                yield _parse(line)
 
     def close(self) -> None:
         """Close this end."""
         self.sock.close()
+
+
+def _parse(line: bytes | bytearray) -> dict[str, Any]:
+    """A message. An application may write to a descriptor that is not its own: that must not end the parent."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        raise EOFError from None
+    if not isinstance(message, dict):
+        raise EOFError
+    return message

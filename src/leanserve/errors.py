@@ -1,12 +1,12 @@
 """Errors, sorted by who is to blame.
 
-    LeanserveError
-    ├── SettingsError         the operator: a wrong option, address, certificate or app name (exit code 2)
-    ├── BootFailed            the application: it could not be imported or started (exit code 3)
-    ├── RemoteProtocolError   the peer broke HTTP or WebSocket: answered and closed, never a traceback
-    ├── AppProtocolError      the application sent a wrong ASGI message: raised at that ``await send()``
-    └── IllegalTransition     us: a state machine was given an input that its table does not allow
-    ClientDisconnected (OSError)  nobody: the client has gone
+LeanserveError
+├── SettingsError         the operator: a wrong option, address, certificate or app name (exit code 2)
+├── BootFailed            the application: it could not be imported or started (exit code 3)
+├── RemoteProtocolError   the peer broke HTTP or WebSocket: answered and closed, never a traceback
+├── AppProtocolError      the application sent a wrong ASGI message: raised at that ``await send()``
+└── IllegalTransition     us: a state machine was given an input that its table does not allow
+ClientDisconnected (OSError)  nobody: the client has gone
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class RemoteProtocolError(LeanserveError):
     """
 
     def __init__(
-        self, reason: str, *, status: int = 400, close_code: int = 1002,
+        self,
+        reason: str,
+        *,
+        status: int = 400,
+        close_code: int = 1002,
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(reason)

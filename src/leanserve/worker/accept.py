@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -40,6 +41,8 @@ class Acceptor:
     ) -> None:
         self._factory = factory
         self._backlog = settings.listen.backlog
+        listen = settings.listen
+        self._borrowed = listen.fd is not None or any(bind.startswith("fd:") for bind in listen.bind)
         self._listeners = list(listeners)
         self._servers: list[asyncio.AbstractServer] = []
         self._tls: dict[str, Any] = {}
@@ -86,6 +89,8 @@ class Acceptor:
         queue is emptied, and only then the socket stops listening.
         """
         self.pause()
+        if self._borrowed:
+            return  # an inherited socket may serve others, and will when we are gone
         loop = asyncio.get_running_loop()
         filtered = [_drop_new_connections(listener) for listener in self._listeners]
         await self._empty(loop)
@@ -104,9 +109,10 @@ class Acceptor:
                 try:
                     sock, _ = listener.accept()
                 except (BlockingIOError, InterruptedError):
-                    break
+                    break  # empty
                 except OSError as error:
-                    logger.warning("accept failed while closing: %s", error)
+                    if error.errno != errno.EINVAL:  # a sibling has shut down the socket that we share
+                        logger.warning("accept failed while closing: %s", error)
                     break
                 sock.setblocking(False)
                 await self._adopt(loop, sock)

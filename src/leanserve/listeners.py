@@ -1,0 +1,410 @@
+"""Bound sockets: from the words of the operator to one set of listeners per worker slot.
+
+Sockets are bound here, at start, so that a port clash is told early. They begin to listen later, when the
+first worker of a slot is ready: until then a TCP probe is refused, which is the truth.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from leanserve.errors import SettingsError
+from leanserve.settings import ListenSettings
+
+__all__ = [
+    "Address",
+    "FdAddress",
+    "Listener",
+    "Listeners",
+    "TcpAddress",
+    "UnixAddress",
+    "open_listeners",
+    "parse_address",
+    "parse_addresses",
+]
+
+_UNIX_PATH_BYTES = 103  # sun_path is 104 bytes on the BSDs and macOS, 108 on Linux, both with a final NUL
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host (name, IPv4 or IPv6 without brackets) and a port (0: the kernel chooses)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """The path of a unix socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class FdAddress:
+    """A descriptor that somebody else bound and handed to us."""
+
+    fd: int
+
+    def __str__(self) -> str:
+        return f"fd://{self.fd}"
+
+
+Address = TcpAddress | UnixAddress | FdAddress
+
+
+def parse_address(text: str) -> Address:
+    """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` (all IPv4 interfaces), ``unix:PATH`` or ``fd://N``.
+
+    Raises:
+        SettingsError: it is none of these.
+    """
+    if text.startswith("unix:"):
+        return _unix(text.removeprefix("unix:"))
+    if text.startswith("fd://"):
+        number = text.removeprefix("fd://")
+        if not (number.isascii() and number.isdigit()):
+            raise SettingsError(f"bind {text!r}: fd:// takes a descriptor number, as in fd://3")
+        return FdAddress(int(number))
+    if "://" in text:
+        raise SettingsError(f"bind {text!r}: leave the scheme away, as in 127.0.0.1:8000")
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise SettingsError(f"bind {text!r} has no port; write HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise SettingsError(f"bind {text!r}: put an IPv6 address in brackets, as in [::1]:8000")
+    if not (port.isascii() and port.isdigit()):
+        raise SettingsError(f"bind {text!r}: {port!r} is not a port number")
+    return _tcp(host, int(port))
+
+
+def parse_addresses(listen: ListenSettings) -> tuple[Address, ...]:
+    """All addresses of the settings; ``host`` and ``port`` count when nothing else is given.
+
+    Raises:
+        SettingsError: one of them cannot be read, or stands twice.
+    """
+    found: list[Address] = [parse_address(text) for text in listen.bind]
+    if listen.uds is not None:
+        found.append(_unix(listen.uds))
+    if listen.fd is not None:
+        found.append(FdAddress(listen.fd))
+    if not found:
+        found.append(_tcp(listen.host, listen.port))
+    for address in found:
+        if found.count(address) > 1 and not (isinstance(address, TcpAddress) and address.port == 0):
+            raise SettingsError(f"{address} is given twice")
+    return tuple(found)
+
+
+def _tcp(host: str, port: int) -> TcpAddress:
+    if not 0 <= port <= 65535:
+        raise SettingsError(f"port {port} is not between 0 and 65535")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return TcpAddress(host or "0.0.0.0", port)
+
+
+def _unix(path: str) -> UnixAddress:
+    if not path or "\0" in path:
+        raise SettingsError("a unix socket needs a path, as in unix:/run/app.sock")
+    if len(os.fsencode(path)) > _UNIX_PATH_BYTES:
+        raise SettingsError(f"unix socket path is longer than {_UNIX_PATH_BYTES} bytes: {path}")
+    return UnixAddress(path)
+
+
+class Listener(socket.socket):
+    """A bound stream socket of ours; SO_REUSEADDR of a TCP one is set when it begins to listen, not before.
+
+    Linux lets two sockets with SO_REUSEADDR bind one port as long as neither listens, so with it a second
+    server that starts while the first still loads its model would join the first one's port unseen. Accepted
+    sockets take the option from the listener, and once they are in TIME_WAIT they need it, so that the next
+    server can bind.
+    """
+
+    def listen(self, backlog: int = 2048, /) -> None:
+        """Begin to listen; may be called again."""
+        if self.family != getattr(socket, "AF_UNIX", None) and os.name == "posix":
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        super().listen(backlog)
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """A TCP port that has one socket per slot: what is needed to open one more."""
+
+    family: int
+    sockaddr: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _UnixFile:
+    """A socket file of ours; the inode tells it from one that somebody else has put in its place."""
+
+    path: str
+    device: int
+    inode: int
+
+    def unlink(self) -> None:
+        try:
+            now = os.lstat(self.path)
+            if (now.st_dev, now.st_ino) == (self.device, self.inode):
+                os.unlink(self.path)
+        except FileNotFoundError:
+            pass  # somebody tidied up before us
+
+
+class Listeners:
+    """The sockets of all slots. The supervisor keeps them, workers get copies of the descriptors.
+
+    Attributes:
+        per_slot: some addresses have a socket of their own for each slot.
+    """
+
+    def __init__(self) -> None:
+        self._shared: list[Listener] = []
+        self._ports: list[_Port] = []
+        self._slots: dict[int, list[Listener]] = {}
+        self._files: list[_UnixFile] = []
+
+    @property
+    def per_slot(self) -> bool:
+        return bool(self._ports)
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int] | str, ...]:
+        """What is really bound: (host, port), or the path of a unix socket."""
+        names: list[Any] = [port.sockaddr for port in self._ports]
+        names += [sock.getsockname() for sock in self._shared if sock.fileno() >= 0]
+        return tuple(name if isinstance(name, str) else (name[0], name[1]) for name in names)
+
+    def describe(self, *, tls: bool = False) -> list[str]:
+        """URLs that can be clicked on; ``unix:PATH`` for unix sockets."""
+        scheme = "https" if tls else "http"
+        return [
+            f"unix:{name}" if isinstance(name, str) else f"{scheme}://{TcpAddress(*name)}"
+            for name in self.addresses
+        ]
+
+    def sockets(self, slot: int) -> list[socket.socket]:
+        """The listeners of one slot: its own, then those that all share."""
+        return [*self._slots.get(slot, ()), *self._shared]
+
+    def open_slot(self, slot: int) -> None:
+        """Open the slot's own sockets, on the ports that the others have. Nothing when they are open.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        if slot not in self._slots:
+            self._slots[slot] = [_reuseport_socket(port.family, port.sockaddr) for port in self._ports]
+
+    def close_slot(self, slot: int) -> None:
+        """Close our copies of the slot's own sockets: a worker that holds copies decides their end then."""
+        for sock in self._slots.pop(slot, ()):
+            sock.close()
+
+    def release(self) -> None:
+        """Close all our copies, but leave the files of unix sockets in their place."""
+        for slot in list(self._slots):
+            self.close_slot(slot)
+        for sock in self._shared:
+            sock.close()
+
+    def close(self) -> None:
+        """Close all our copies and remove the socket files that are ours."""
+        self.release()
+        for file in self._files:
+            file.unlink()
+        self._files.clear()
+
+    def share(self, sock: Listener) -> None:
+        """Take a socket that all slots accept from."""
+        sock.setblocking(False)
+        self._shared.append(sock)
+
+    def _open(self, address: Address, listen: ListenSettings, per_slot: bool) -> None:
+        if isinstance(address, UnixAddress):
+            sock, file = _open_unix(address.path, listen.uds_mode)
+            self._files.append(file)
+            self.share(sock)
+        elif isinstance(address, FdAddress):
+            self.share(_open_fd(address.fd))
+        else:
+            self._open_tcp(address, per_slot)
+
+    def _open_tcp(self, address: TcpAddress, per_slot: bool) -> None:
+        """Open every address that the host name stands for; one that this machine has not is passed over."""
+        port, opened, absent = address.port, 0, None
+        for family, sockaddr in _resolve(address):
+            target = (sockaddr[0], port, *sockaddr[2:])
+            try:
+                sock = _probed_socket(family, target) if per_slot else _plain_socket(family, target)
+            except OSError as error:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    absent = error
+                    continue
+                raise _explain(error, address) from None
+            port = sock.getsockname()[1]
+            opened += 1
+            if per_slot:
+                self._ports.append(_Port(family, sock.getsockname()))
+                self._slots.setdefault(0, []).append(sock)
+            else:
+                self.share(sock)
+        if absent is not None and not opened:
+            raise _explain(absent, address)
+
+
+def open_listeners(listen: ListenSettings, slots: int) -> Listeners:
+    """Bind every address of the settings for so many slots; nothing listens yet.
+
+    On Linux each slot gets its own SO_REUSEPORT socket per TCP address unless ``accept`` is ``shared``.
+
+    Raises:
+        SettingsError: an address cannot be read or used.
+        OSError: the kernel refused to bind, with a message that says what to do.
+    """
+    addresses = parse_addresses(listen)
+    can_split = sys.platform.startswith("linux")
+    if listen.accept == "per-worker":
+        odd = next((a for a in addresses if not isinstance(a, TcpAddress)), None)
+        if odd is not None or not can_split:
+            raise SettingsError(f"accept=per-worker needs TCP on Linux, not {odd or sys.platform}; use auto")
+    listeners = Listeners()
+    try:
+        for address in addresses:
+            listeners._open(address, listen, can_split and listen.accept != "shared")
+        for slot in range(1, slots):
+            listeners.open_slot(slot)
+    except (OSError, SettingsError):
+        listeners.close()
+        raise
+    return listeners
+
+
+def _resolve(address: TcpAddress) -> list[tuple[int, tuple[Any, ...]]]:
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"cannot listen on {address}: host {address.host!r} is unknown") from error
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _new_socket(family: int, sockaddr: tuple[Any, ...]) -> Listener:
+    sock = Listener(family, socket.SOCK_STREAM)
+    if family == socket.AF_INET6:
+        # '::' takes IPv4 too, whatever net.ipv6.bindv6only says
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if sockaddr[0] == "::" else 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setblocking(False)
+    return sock
+
+
+def _bind(sock: Listener, sockaddr: tuple[Any, ...], *, reuseport: bool = False, reuseaddr: bool) -> Listener:
+    try:
+        if reuseport:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if reuseaddr:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(sockaddr)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _plain_socket(family: int, sockaddr: tuple[Any, ...]) -> Listener:
+    # On Windows SO_REUSEADDR would let us steal a port in use.
+    return _bind(_new_socket(family, sockaddr), sockaddr, reuseaddr=os.name == "posix")
+
+
+def _probed_socket(family: int, sockaddr: tuple[Any, ...]) -> Listener:
+    """The first socket of a group: SO_REUSEPORT would join a stranger's group, so ask without it first."""
+    if sockaddr[1]:
+        _bind(_new_socket(family, sockaddr), sockaddr, reuseaddr=True).close()
+    return _reuseport_socket(family, sockaddr)
+
+
+def _reuseport_socket(family: int, sockaddr: tuple[Any, ...]) -> Listener:
+    try:
+        return _bind(_new_socket(family, sockaddr), sockaddr, reuseport=True, reuseaddr=False)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    # Connections of another kind of server are in TIME_WAIT here; only SO_REUSEADDR gets past them.
+    return _bind(_new_socket(family, sockaddr), sockaddr, reuseport=True, reuseaddr=True)
+
+
+def _explain(error: OSError, address: TcpAddress) -> OSError:
+    hint = {
+        errno.EADDRINUSE: "the port is taken by another process; stop it or choose another --port",
+        errno.EACCES: "not allowed; ports below 1024 need privileges, choose another --port",
+        errno.EADDRNOTAVAIL: "this machine does not have that address; 0.0.0.0 takes all it has",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return OSError(error.errno, f"cannot listen on {address}: {hint}")
+
+
+def _open_unix(path: str, mode: int) -> tuple[Listener, _UnixFile]:
+    if not hasattr(socket, "AF_UNIX"):
+        raise SettingsError("this platform has no unix sockets; use HOST:PORT")
+    _remove_stale(path)
+    sock = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        # The mode stands before it listens: until then every connect is refused.
+        os.chmod(path, mode)
+        facts = os.lstat(path)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"cannot listen on unix:{path}: {error.strerror}") from None
+    return sock, _UnixFile(path, facts.st_dev, facts.st_ino)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove what a dead server left; anything else in that place is an error."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, f"cannot listen on unix:{path}: a file that is no socket is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError:
+            pass  # a full queue or a lack of rights: somebody may live there
+    raise OSError(errno.EADDRINUSE, f"cannot listen on unix:{path}: another process serves it")
+
+
+def _open_fd(fd: int) -> Listener:
+    """A copy of an inherited socket, so that the descriptor itself is never closed by us."""
+    try:
+        sock = Listener(fileno=os.dup(fd))
+    except OSError as error:
+        raise SettingsError(f"fd {fd} is not an open socket ({error.strerror})") from None
+    if sock.type != socket.SOCK_STREAM:
+        sock.close()
+        raise SettingsError(f"fd {fd} is not a stream socket")
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock

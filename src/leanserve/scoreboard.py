@@ -1,0 +1,186 @@
+"""The scoreboard: one shared page in which every worker writes its facts and others read them.
+
+A slot has two records, its *lanes*, because two workers live in one slot while a successor takes over; each
+worker writes to one record, and no record has two writers. Every value is one aligned 64-bit word, which
+the machine writes whole, so there are no locks. Gauges start from zero with each worker, counters never go
+back. Times are nanoseconds of the monotonic clock, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from leanserve.errors import SettingsError
+
+__all__ = ["MAX_SLOTS", "Lane", "Record", "Scoreboard", "WorkerState"]
+
+MAX_SLOTS = 256
+_LANES = 2
+_WORDS = 32  # per record; the rest is room for more fields
+_BYTES = MAX_SLOTS * _LANES * _WORDS * 8
+
+
+class WorkerState(IntEnum):
+    """What a worker says about itself."""
+
+    NONE = 0
+    BOOTING = 1
+    READY = 2
+    DRAINING = 3
+    STOPPED = 4
+
+
+class _Word(IntEnum):
+    PID = 0
+    STATE = 1
+    GENERATION = 2
+    HEARTBEAT_NS = 3
+    READY_NS = 4
+    IN_FLIGHT = 5
+    CONNECTIONS = 6
+    WEBSOCKETS = 7
+    # counters, from here on
+    REQUESTS = 8
+    CONNECTIONS_TOTAL = 9
+    WEBSOCKETS_TOTAL = 10
+    BYTES_IN = 11
+    BYTES_OUT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one worker has written. Gauges are of now; counters are of all workers this lane has had."""
+
+    slot: int
+    lane: int
+    pid: int
+    state: WorkerState
+    generation: int
+    heartbeat_ns: int
+    ready_ns: int
+    in_flight: int
+    connections: int
+    websockets: int
+    requests: int
+    connections_total: int
+    websockets_total: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Lane:
+    """The writer's side: the record of one worker. Cheap enough for every request."""
+
+    __slots__ = ("_base", "_words")
+
+    def __init__(self, words: memoryview[int], base: int) -> None:
+        self._words = words
+        self._base = base
+
+    def begin(self, pid: int, generation: int) -> None:
+        """A new worker takes the lane: its gauges are zero, the counters stay."""
+        for word in range(_Word.REQUESTS):
+            self._words[self._base + word] = 0
+        self._words[self._base + _Word.GENERATION] = generation
+        self._words[self._base + _Word.STATE] = WorkerState.BOOTING
+        self._words[self._base + _Word.PID] = pid
+
+    def enter(self, state: WorkerState, now_ns: int) -> None:
+        """Tell the state."""
+        self._words[self._base + _Word.STATE] = state
+        if state is WorkerState.READY:
+            self._words[self._base + _Word.READY_NS] = now_ns
+
+    def beat(self, now_ns: int) -> None:
+        """The event loop is alive."""
+        self._words[self._base + _Word.HEARTBEAT_NS] = now_ns
+
+    def request_started(self) -> None:
+        """An exchange or a WebSocket began."""
+        self._words[self._base + _Word.IN_FLIGHT] += 1
+
+    def request_done(self, bytes_in: int, bytes_out: int) -> None:
+        """It ended, after so many bytes of bodies in either direction."""
+        base = self._base
+        self._words[base + _Word.IN_FLIGHT] -= 1
+        self._words[base + _Word.REQUESTS] += 1
+        self._words[base + _Word.BYTES_IN] += bytes_in
+        self._words[base + _Word.BYTES_OUT] += bytes_out
+
+    def connection_opened(self) -> None:
+        """A connection was accepted."""
+        self._words[self._base + _Word.CONNECTIONS] += 1
+        self._words[self._base + _Word.CONNECTIONS_TOTAL] += 1
+
+    def connection_closed(self) -> None:
+        """A connection is gone."""
+        self._words[self._base + _Word.CONNECTIONS] -= 1
+
+    def websocket_opened(self) -> None:
+        """A WebSocket handshake was accepted."""
+        self._words[self._base + _Word.WEBSOCKETS] += 1
+        self._words[self._base + _Word.WEBSOCKETS_TOTAL] += 1
+
+    def websocket_closed(self) -> None:
+        """A WebSocket is gone."""
+        self._words[self._base + _Word.WEBSOCKETS] -= 1
+
+
+class Scoreboard:
+    """The page itself, mapped into this process.
+
+    Attributes:
+        fd: descriptor of the page, to be inherited by workers; it has no name in any file system.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, _BYTES)
+        self._words = memoryview(self._map).cast("q")
+
+    @classmethod
+    def create(cls) -> Scoreboard:
+        """A new page, all zero."""
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("leanserve-scoreboard", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile() as file:  # already without a name
+                fd = os.dup(file.fileno())
+        os.ftruncate(fd, _BYTES)
+        return cls(fd)
+
+    def lane(self, slot: int, lane: int) -> Lane:
+        """The writer for one worker of a slot."""
+        return Lane(self._words, _base(slot, lane))
+
+    def read(self, slot: int, lane: int) -> Record:
+        """One record as it stands."""
+        base = _base(slot, lane)
+        pid, state, *rest = self._words[base : base + len(_Word)].tolist()
+        return Record(slot, lane, pid, WorkerState(state), *rest)
+
+    def records(self) -> Iterator[Record]:
+        """The records of all lanes that ever had a worker, by slot."""
+        for slot in range(MAX_SLOTS):
+            for lane in range(_LANES):
+                if self._words[_base(slot, lane) + _Word.PID]:
+                    yield self.read(slot, lane)
+
+    def close(self) -> None:
+        """Unmap the page and close the descriptor."""
+        self._words.release()
+        self._map.close()
+        os.close(self.fd)
+
+
+def _base(slot: int, lane: int) -> int:
+    if not 0 <= slot < MAX_SLOTS:
+        raise SettingsError(f"at most {MAX_SLOTS} workers, not {slot + 1}")
+    if not 0 <= lane < _LANES:
+        raise ValueError(f"lane {lane}")
+    return (slot * _LANES + lane) * _WORDS

@@ -1,0 +1,107 @@
+"""The worker processes: one per slot, and for the time of a replacement two."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from leanserve.channel import Channel, WorkerSpec
+from leanserve.listeners import Listeners
+from leanserve.scoreboard import Record, Scoreboard
+from leanserve.settings import Settings
+from leanserve.supervisor.child import Child, ChildState, fork_worker, spawn_worker
+from leanserve.supervisor.signals import SignalQueue
+
+__all__ = ["Crew"]
+
+
+class Crew:
+    """Starts worker processes and knows which belongs where.
+
+    Args:
+        app: an import string, or the application itself when workers are forked.
+        settings: all settings.
+        listeners: the sockets of all slots.
+        signals: what a forked child has to leave behind.
+        entry: dotted name of the function that a worker process runs.
+    """
+
+    def __init__(
+        self, app: Any, settings: Settings, listeners: Listeners, signals: SignalQueue, entry: str
+    ) -> None:
+        self.children: dict[int, Child] = {}
+        self.scoreboard = Scoreboard.create()
+        self._app = app
+        self._settings = settings
+        self._listeners = listeners
+        self._signals = signals
+        self._entry = entry
+        self._generations: dict[int, int] = {}
+
+    def start(self, slot: int) -> Child:
+        """Start a worker for a slot that has none, or beside the one that it is to replace."""
+        generation = self._generations.get(slot, -1) + 1
+        self._generations[slot] = generation
+        taken = {child.lane for child in self.in_slot(slot)}
+        ours, theirs = Channel.pair()
+        spec = WorkerSpec(
+            app=self._app,
+            settings=self._settings,
+            slot=slot,
+            generation=generation,
+            listeners=[self._listeners.sockets(index) for index in range(slot + 1)],
+            channel=theirs,
+            scoreboard_fd=self.scoreboard.fd,
+            lane=0 if 0 not in taken else 1,
+            parent_pid=os.getpid(),
+            born_s=time.monotonic(),
+        )
+        try:
+            if self._settings.pool.start_method == "spawn":
+                pid = spawn_worker(spec, self._entry)
+            else:
+                pid = fork_worker(spec, self._entry, lambda: self._leave(ours))
+        finally:
+            theirs.close()
+        child = Child(pid, slot, generation, spec.lane, ours, spec.born_s)
+        self.children[pid] = child
+        return child
+
+    def _leave(self, ours: Channel) -> None:
+        """In a forked child: the parent's ends of the channels.
+
+        An end that a sibling holds would keep this pair alive when the supervisor dies, and hide its death.
+        """
+        ours.close()
+        for child in self.children.values():
+            child.channel.close()
+        self._signals.leave_in_child()
+
+    def in_slot(self, slot: int) -> list[Child]:
+        """The slot's workers, oldest first."""
+        found = [child for child in self.children.values() if child.slot == slot]
+        return sorted(found, key=lambda child: child.generation)
+
+    def serving(self, slot: int) -> list[Child]:
+        """Those of them that nobody has told to leave."""
+        return [child for child in self.in_slot(slot) if child.state <= ChildState.READY]
+
+    def record(self, child: Child) -> Record:
+        """What the worker has written on the scoreboard."""
+        return self.scoreboard.read(child.slot, child.lane)
+
+    def reap(self) -> list[tuple[Child, ChildState, int]]:
+        """The children that have ended: each with its last state and its exit code."""
+        ended = []
+        for child in list(self.children.values()):
+            state = child.state
+            code = child.reap()
+            if code is not None:
+                del self.children[child.pid]
+                ended.append((child, state, code))
+        return ended
+
+    def close(self) -> None:
+        """Give the scoreboard back. No child is left by then."""
+        self.scoreboard.close()

@@ -1,0 +1,409 @@
+"""The parent process: starts workers, replaces them, and stops them. It does nothing else.
+
+It sleeps in one select; what wakes it is a signal, a word or the end of a worker, or a time that has come.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import time
+from collections import deque
+from enum import IntEnum
+from math import inf
+from typing import Any, ClassVar
+
+from leanserve.listeners import open_listeners
+from leanserve.machine import Machine
+from leanserve.settings import Settings
+from leanserve.supervisor.child import Child, ChildMove, ChildState
+from leanserve.supervisor.crew import Crew
+from leanserve.supervisor.pool import Restarts, count_workers
+from leanserve.supervisor.reload import Watcher
+from leanserve.supervisor.signals import SignalQueue
+
+__all__ = ["Supervisor", "SupervisorMachine", "SupervisorMove", "SupervisorState"]
+
+logger = logging.getLogger("leanserve")
+
+_EXIT_BOOT, _EXIT_GAVE_UP = 3, 4
+
+# SIGTERM has its default effect in a worker that boots; one that is stuck in C code gets this much time.
+_BOOT_GRACE_S = 1.0
+# What a worker takes from the end of its drain to its exit, besides kill_grace: cancelling, then cutting.
+_CUT_S = 2.0
+_HURRY_S = 3.0
+
+
+class SupervisorState(IntEnum):
+    """Where the service is in its life."""
+
+    BOOTING = 0  # no worker has been ready yet
+    RUNNING = 1
+    ROLLING = 2  # workers are being replaced, one at a time
+    STOPPING = 3
+    STOPPED = 4
+
+
+class SupervisorMove(IntEnum):
+    """What can happen to it."""
+
+    READY = 0
+    ROLL = 1
+    ROLLED = 2
+    STOP = 3
+    ALL_GONE = 4
+
+
+class SupervisorMachine(Machine[SupervisorState, SupervisorMove]):
+    """A stop is honoured in every state, and nothing leads back from it."""
+
+    __slots__ = ()
+    START: ClassVar[IntEnum] = SupervisorState.BOOTING
+    TABLE: ClassVar = {
+        (SupervisorState.BOOTING, SupervisorMove.READY): SupervisorState.RUNNING,
+        (SupervisorState.BOOTING, SupervisorMove.STOP): SupervisorState.STOPPING,
+        (SupervisorState.RUNNING, SupervisorMove.READY): SupervisorState.RUNNING,
+        (SupervisorState.RUNNING, SupervisorMove.ROLL): SupervisorState.ROLLING,
+        (SupervisorState.RUNNING, SupervisorMove.STOP): SupervisorState.STOPPING,
+        (SupervisorState.ROLLING, SupervisorMove.READY): SupervisorState.ROLLING,
+        (SupervisorState.ROLLING, SupervisorMove.ROLL): SupervisorState.ROLLING,
+        (SupervisorState.ROLLING, SupervisorMove.ROLLED): SupervisorState.RUNNING,
+        (SupervisorState.ROLLING, SupervisorMove.STOP): SupervisorState.STOPPING,
+        (SupervisorState.STOPPING, SupervisorMove.READY): SupervisorState.STOPPING,
+        (SupervisorState.STOPPING, SupervisorMove.STOP): SupervisorState.STOPPING,
+        (SupervisorState.STOPPING, SupervisorMove.ALL_GONE): SupervisorState.STOPPED,
+    }
+
+
+class Supervisor:
+    """Serves an application with worker processes.
+
+    Args:
+        app: ``module:attribute``, or the application itself when workers are forked.
+        settings: all settings.
+        entry: dotted name of what a worker process runs; resolved there, never here.
+
+    Raises:
+        SettingsError: an address or the number of workers cannot be used.
+        OSError: an address cannot be bound.
+    """
+
+    def __init__(self, app: Any, settings: Settings, *, entry: str = "leanserve.worker.process:main") -> None:
+        self.settings = settings
+        self.machine = SupervisorMachine()
+        self.slots = count_workers(settings.pool.workers)
+        self.listeners = open_listeners(settings.listen, self.slots)
+        self._signals = SignalQueue()
+        self._crew = Crew(app, settings, self.listeners, self._signals, entry)
+        self._restarts = Restarts(settings.pool)
+        self._selector = selectors.DefaultSelector()
+        self._start_at: dict[int, float] = {}
+        self._roll: deque[int] = deque()
+        self._watcher = Watcher(settings.reload) if settings.reload.reload else None
+        self._exit_code = 0
+
+    def __repr__(self) -> str:
+        return f"<Supervisor {self.machine.state.name} {len(self._crew.children)} workers>"
+
+    def run(self) -> int:
+        """Serve until told to stop. Main thread only.
+
+        Returns:
+            0, 3 when no worker could start, 4 when workers crash faster than the restart budget allows.
+        """
+        self._signals.open()
+        try:
+            self._selector.register(self._signals, selectors.EVENT_READ)
+            if self._watcher is not None:
+                self._watcher.open()
+                self._selector.register(self._watcher, selectors.EVENT_READ)
+            self._announce()
+            for slot in range(self.slots):
+                self._start(slot)
+            while self.machine.state is not SupervisorState.STOPPED:
+                self._wait()
+        finally:
+            self._close()
+        return self._exit_code
+
+    def _announce(self) -> None:
+        tls = self.settings.tls
+        uses_tls = tls.ssl_certfile is not None or tls.ssl_context_factory is not None
+        for url in self.listeners.describe(tls=uses_tls):
+            logger.info("listening on %s", url)
+        logger.info("%d worker%s, supervisor pid %d", self.slots, "s" * (self.slots != 1), os.getpid())
+
+    def _close(self) -> None:
+        for child in list(self._crew.children.values()):
+            child.kill()  # only an error of ours leads here with children left
+            os.waitpid(child.pid, 0)
+            child.channel.close()
+        if self._watcher is not None:
+            self._watcher.close()
+        self._selector.close()
+        self._signals.close()
+        self._crew.close()
+        self.listeners.close()
+
+    # The loop
+
+    def _wait(self) -> None:
+        """One turn: sleep, then deal with what has come."""
+        now = time.monotonic()
+        times = [child.kill_at_s for child in self._crew.children.values()]
+        next_time = min([*times, *self._start_at.values()], default=inf)
+        timeout = None if next_time == inf else max(next_time - now, 0)
+        for key, _ in self._selector.select(timeout):
+            if isinstance(key.data, Child):
+                self._hear(key.data)
+            elif key.fileobj is self._watcher and self._watcher is not None:
+                self._reload(self._watcher.take())
+        for number in self._signals.take():
+            self._handle(number)
+        self._reap()
+        self._keep_times()
+
+    def _handle(self, number: signal.Signals) -> None:
+        name = _HANDLERS.get(number.name)
+        if name is not None:
+            logger.debug("got %s", number.name)
+            name(self)
+
+    def _keep_times(self) -> None:
+        now = time.monotonic()
+        for child in list(self._crew.children.values()):
+            if child.kill_at_s <= now:
+                logger.warning("worker %s did not leave in time: SIGKILL", _name(child))
+                child.kill()
+        for slot in [slot for slot, when in self._start_at.items() if when <= now]:
+            del self._start_at[slot]
+            self._start(slot)
+
+    # Workers
+
+    def _start(self, slot: int) -> Child:
+        child = self._crew.start(slot)
+        self._selector.register(child.channel, selectors.EVENT_READ, child)
+        logger.debug("worker %s started", _name(child))
+        return child
+
+    def _hear(self, child: Child) -> None:
+        try:
+            for message in child.channel.receive():
+                event = message.get("event")
+                if event == "ready":
+                    self._ready(child, float(message.get("seconds", 0)))
+                elif event == "failed":
+                    child.error, child.trace = str(message.get("error")), str(message.get("trace"))
+                elif event == "full":
+                    self._replace(child.slot)
+        except EOFError:
+            # Its end is known when it is reaped, not when its descriptor closes.
+            self._selector.unregister(child.channel)
+
+    def _ready(self, child: Child, seconds: float) -> None:
+        child.machine.advance(ChildMove.TOLD_READY)
+        logger.info("worker %s ready in %.2f s", _name(child), seconds)
+        self.machine.advance(SupervisorMove.READY)
+        if child.state is ChildState.READY:
+            for older in self._crew.serving(child.slot):
+                if older is not child:
+                    older.retire("retire", self._last_moment())
+
+    def _reap(self) -> None:
+        for child, state, code in self._crew.reap():
+            if child.channel in [key.fileobj for key in list(self._selector.get_map().values())]:
+                self._selector.unregister(child.channel)
+            self._ended(child, state, code)
+        if self.machine.state is SupervisorState.STOPPING and not self._crew.children:
+            self.machine.advance(SupervisorMove.ALL_GONE)
+        if os.getpid() == 1:
+            _reap_strangers()
+
+    def _ended(self, child: Child, state: ChildState, code: int) -> None:
+        if self.machine.state is SupervisorState.STOPPING:
+            logger.debug("worker %s has left (%s)", _name(child), _describe(code))
+        elif state >= ChildState.RETIRING:
+            logger.info("worker %s has left", _name(child))
+            if child.slot < self.slots and not self._crew.in_slot(child.slot):
+                self._start(child.slot)  # a reload stops first and starts then
+            self._next_in_roll()
+        elif state is ChildState.STARTING and self._crew.serving(child.slot):
+            logger.error(
+                "replacement of worker %d failed, the old one goes on: %s", child.slot + 1, _why(child, code)
+            )
+            self._log_trace(child)
+            self._roll.clear()
+            self._end_roll()
+        else:
+            self._crashed(child, state, code)
+
+    def _crashed(self, child: Child, state: ChildState, code: int) -> None:
+        if state is ChildState.STARTING and (self._watcher or self.machine.state is SupervisorState.BOOTING):
+            logger.error("cannot start: %s", _why(child, code))
+            self._log_trace(child)
+            if self._watcher is None:
+                self._exit_code = code if code in (2, _EXIT_BOOT) else _EXIT_BOOT
+                self._stop()
+            return
+        in_flight = self._crew.record(child).in_flight
+        logger.error("worker %s died: %s; requests in flight: %d", _name(child), _why(child, code), in_flight)
+        now = time.monotonic()
+        wait = self._restarts.note_crash(child.slot, now, now - child.born_s)
+        if wait is None:
+            logger.critical("workers crash too often: giving up")
+            self._exit_code = _EXIT_GAVE_UP
+            self._stop()
+        elif not self._crew.serving(child.slot):
+            self._start_at[child.slot] = now + wait
+        self._next_in_roll()
+
+    def _log_trace(self, child: Child) -> None:
+        if child.trace:
+            logger.debug("%s", child.trace.rstrip())
+
+    # Replacing
+
+    def _replace(self, slot: int) -> None:
+        """Put a slot in the queue of those whose worker gets a successor."""
+        if slot not in self._roll and self.machine.state in (
+            SupervisorState.RUNNING,
+            SupervisorState.ROLLING,
+        ):
+            self._roll.append(slot)
+            self.machine.advance(SupervisorMove.ROLL)
+            self._next_in_roll()
+
+    def _next_in_roll(self) -> None:
+        """Start the next successor, unless one replacement is still under way: one extra worker at most."""
+        if self.machine.state is not SupervisorState.ROLLING or self._replacing():
+            return
+        while self._roll:
+            slot = self._roll.popleft()
+            if slot < self.slots and self._crew.serving(slot):
+                self._start(slot)
+                return
+        self._end_roll()
+
+    def _replacing(self) -> bool:
+        return any(len(self._crew.in_slot(slot)) > 1 for slot in range(self.slots))
+
+    def _end_roll(self) -> None:
+        if self.machine.state is SupervisorState.ROLLING:
+            self.machine.advance(SupervisorMove.ROLLED)
+
+    def _reload(self, changed: list[str]) -> None:
+        """Stop first, start then: a developer wants the new code and not the old answers."""
+        if changed and self.machine.state is not SupervisorState.STOPPING:
+            logger.info("reloading: %s changed", ", ".join(changed))
+            moment = time.monotonic() + self.settings.reload.reload_grace
+            for child in self._crew.children.values():
+                if child.state <= ChildState.READY:
+                    child.retire("retire", moment)
+            for slot in range(self.slots):
+                if not self._crew.in_slot(slot):
+                    self._start_at[slot] = 0.0
+
+    # Signals
+
+    def _last_moment(self) -> float:
+        drain = self.settings.drain
+        lifespan = self.settings.load.lifespan_shutdown_timeout or 0.0
+        return (
+            time.monotonic()
+            + drain.pre_stop_delay
+            + drain.drain_timeout
+            + _CUT_S
+            + lifespan
+            + drain.kill_grace
+        )
+
+    def _stop(self) -> None:
+        """The first time: drain. Again: hurry."""
+        again = self.machine.state is SupervisorState.STOPPING
+        self.machine.advance(SupervisorMove.STOP)
+        logger.info("stopping at once" if again else "stopping")
+        self._start_at.clear()
+        self._roll.clear()
+        for child in self._crew.children.values():
+            if child.state is ChildState.STARTING:
+                child.retire("drain", time.monotonic() + _BOOT_GRACE_S)
+            elif again:
+                child.retire("hurry", time.monotonic() + _HURRY_S)
+            else:
+                child.retire("drain", self._last_moment())
+
+    def _quit(self) -> None:
+        self.machine.advance(SupervisorMove.STOP)
+        logger.warning("SIGQUIT: killing all workers")
+        self._start_at.clear()
+        for child in self._crew.children.values():
+            child.kill()
+
+    def _roll_all(self) -> None:
+        if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            logger.info("replacing all workers, one after the other")
+            for slot in range(self.slots):
+                self._replace(slot)
+
+    def _add_worker(self) -> None:
+        if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            try:
+                self.listeners.open_slot(self.slots)
+                self._crew.scoreboard.lane(self.slots, 0)
+            except (OSError, ValueError) as error:
+                logger.error("no worker added: %s", error)
+                return
+            self.slots += 1
+            logger.info("adding worker %d", self.slots)
+            self._start(self.slots - 1)
+
+    def _remove_worker(self) -> None:
+        if self.slots == 1:
+            logger.warning("the last worker stays; stop the server with SIGTERM")
+        elif self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            logger.info("removing worker %d", self.slots)
+            self.slots -= 1
+            self._start_at.pop(self.slots, None)
+            # A listener of its own goes with the worker, which empties its queue; a shared one stays.
+            order = "drain" if self.listeners.per_slot else "retire"
+            for child in self._crew.in_slot(self.slots):
+                child.retire(order, self._last_moment())
+            self.listeners.close_slot(self.slots)
+
+
+_HANDLERS = {
+    "SIGTERM": Supervisor._stop,
+    "SIGINT": Supervisor._stop,
+    "SIGQUIT": Supervisor._quit,
+    "SIGHUP": Supervisor._roll_all,
+    "SIGTTIN": Supervisor._add_worker,
+    "SIGTTOU": Supervisor._remove_worker,
+}
+
+
+def _name(child: Child) -> str:
+    return f"{child.slot + 1} (pid {child.pid})"
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    hint = "; was it out of memory?" if code == -signal.SIGKILL else ""
+    return f"signal {signal.Signals(-code).name}{hint}"
+
+
+def _why(child: Child, code: int) -> str:
+    return child.error or _describe(code)
+
+
+def _reap_strangers() -> None:
+    """As PID 1 of a container we inherit the orphans of others, and nobody else waits for them."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass  # none left

@@ -1,0 +1,159 @@
+"""The entry of a supervised worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+import anyio
+
+from leanserve.asgi.interfaces import load_app
+from leanserve.channel import Channel, WorkerSpec
+from leanserve.errors import BootFailed, SettingsError
+from leanserve.scoreboard import Scoreboard
+from leanserve.worker.worker import Worker
+
+__all__ = ["main", "main_of_spawned"]
+
+logger = logging.getLogger("leanserve")
+
+# Without the supervisor there is nobody to drain for: what can be finished in this time is.
+_ORPHAN_HURRY_S = 0.5
+_ORPHAN_EXIT_S = 1.8
+
+_EXIT_SETTINGS, _EXIT_BOOT, _EXIT_BUG = 2, 3, 1
+
+
+def main(spec: WorkerSpec) -> int:
+    """Import the application, serve it until told to stop, and return the exit code of the process."""
+    _prepare_signals()
+    if not _die_with_parent(spec.parent_pid):
+        return _EXIT_BUG
+    try:
+        app = load_app(spec.app, spec.settings.load)
+        uvloop = _wants_uvloop(spec.settings.worker.loop)
+        anyio.run(_serve, spec, app, backend="asyncio", backend_options={"use_uvloop": uvloop})
+    except (BootFailed, SettingsError, OSError) as error:
+        _tell_failure(spec, str(error), traceback.format_exc())
+        return _EXIT_SETTINGS if isinstance(error, SettingsError) else _EXIT_BOOT
+    except Exception as error:  # noqa: BLE001 - one of the three named places: the worker's main
+        _tell_failure(spec, f"internal error: {error!r}", traceback.format_exc())
+        return _EXIT_BUG
+    return 0
+
+
+def main_of_spawned(fd: int) -> int:
+    """As :func:`main`, for a process that was started with ``start_method="spawn"``.
+
+    Args:
+        fd: a file with the pickled facts; sockets and pages come as inherited descriptors.
+    """
+    with os.fdopen(fd, "rb") as file:
+        facts: dict[str, Any] = pickle.load(file)  # noqa: S301 - our own parent has written it
+    sys.path[:] = facts.pop("path")
+    channel = Channel(socket.socket(fileno=facts.pop("channel")))
+    channel.sock.setblocking(False)
+    slots = [[socket.socket(fileno=number) for number in slot] for slot in facts.pop("listeners")]
+    for sock in (sock for slot in slots for sock in slot):
+        sock.setblocking(False)
+    spec = WorkerSpec(channel=channel, listeners=slots, **facts)
+    from leanserve import logs
+
+    logs.configure(spec.settings.log)
+    return main(spec)
+
+
+def _prepare_signals() -> None:
+    """^C and ^\\ at a terminal go to the whole group: the supervisor alone decides what they mean.
+
+    SIGTERM keeps its default until the application is up: a process that imports or loads a model ends at once.
+    """
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _die_with_parent(parent_pid: int) -> bool:
+    """Have the kernel send SIGTERM when the supervisor dies; False when it is dead already."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    return parent_pid in (0, os.getppid())
+
+
+def _wants_uvloop(loop: str) -> bool:
+    return loop == "uvloop" or (loop == "auto" and importlib.util.find_spec("uvloop") is not None)
+
+
+def _tell_failure(spec: WorkerSpec, error: str, trace: str) -> None:
+    if not spec.channel.send({"event": "failed", "error": error, "trace": trace}):
+        logger.error("%s", error)
+
+
+def _tell_full(channel: Channel) -> None:
+    channel.send({"event": "full"})
+
+
+async def _serve(spec: WorkerSpec, app: Any) -> None:
+    lane = None
+    if spec.scoreboard_fd >= 0:
+        lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
+        lane.begin(os.getpid(), spec.generation)
+    channel = spec.channel
+    worker = Worker(
+        app,
+        spec.settings,
+        spec.listeners[spec.slot],
+        on_full=lambda: _tell_full(channel),
+        lane=lane,
+    )
+    await worker.start()
+    orders = _Orders(worker, channel)
+    channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
+    keep_listeners = await orders.wait_stop()
+    await worker.drain(keep_listeners=keep_listeners)
+
+
+class _Orders:
+    """What the supervisor says, and that it is gone."""
+
+    def __init__(self, worker: Worker, channel: Channel) -> None:
+        self._worker = worker
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._stop: asyncio.Future[bool] = self._loop.create_future()
+        # Somebody meant this worker alone: its listeners stay for its successor.
+        self._loop.add_signal_handler(signal.SIGTERM, self._take, "retire")
+        self._loop.add_reader(channel.fileno(), self._read)
+
+    async def wait_stop(self) -> bool:
+        """Wait for the end; True when somebody else goes on accepting from the listeners."""
+        return await self._stop
+
+    def _read(self) -> None:
+        try:
+            for message in self._channel.receive():
+                self._take(message.get("order"))
+        except EOFError:
+            self._loop.remove_reader(self._channel.fileno())
+            self._take("drain")
+            self._loop.call_later(_ORPHAN_HURRY_S, self._worker.hurry)
+            self._loop.call_later(_ORPHAN_EXIT_S, os._exit, _EXIT_BUG)
+
+    def _take(self, order: Any) -> None:
+        if order == "hurry":
+            self._worker.hurry()
+        if not self._stop.done():
+            self._stop.set_result(order == "retire")
