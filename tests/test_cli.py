@@ -171,6 +171,18 @@ def test_help_states_groups_defaults_and_units_and_loads_nothing_heavy() -> None
     assert "--h11-max-incomplete-event-size BYTES" in flat
 
 
+def test_the_parent_has_no_event_loop_and_no_application() -> None:
+    code = (
+        "import sys; from leanserve import cli\n"
+        "try: cli.main(['wsgiref.nosuch:app', '--port', '0'])\n"
+        "except SystemExit as end: assert end.code == 3\n"
+        "heavy = {'asyncio', 'ssl', 'uvloop', 'anyio', 'h11', 'wsproto', 'wsgiref'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version() -> None:
     done = run("--version")
     assert done.stdout.startswith(f"leanserve {__version__} on ")

@@ -91,6 +91,8 @@ class Server:
             self._serve_in_process(settings)
             return
         code = run_supervised(self.app, settings)
+        if code == 2:
+            raise SettingsError("a worker could not use a setting; the log says which")
         if code == 3:
             raise BootFailed("the application could not be started; the log says why")
         if code:
@@ -105,8 +107,8 @@ class Server:
         self.start()
         assert self._thread is not None
         try:
-            # Not join(): interrupted by ^C, it takes a thread that still runs for ended (Python 3.11). And not
-            # without end: that would keep ^C waiting on Windows.
+            # Not join(): interrupted by ^C, it takes a thread that still runs for ended (Python 3.11).
+            # And not without end: that would keep ^C waiting on Windows.
             while not self._thread.ended.wait(0.5):
                 pass
         except KeyboardInterrupt:
