@@ -93,6 +93,15 @@ class WriteGate:
             self._waiters.append(waiter)
             await waiter
 
+    def watch(self, waiter: asyncio.Future[None]) -> None:
+        """Wake `waiter` too when the gate opens or is lost; take it away with :meth:`unwatch`."""
+        self._waiters.append(waiter)
+
+    def unwatch(self, waiter: asyncio.Future[None]) -> None:
+        """Wake `waiter` no more."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
     def _close(self, reason: _Shut) -> None:
         self._shut |= reason
         self.open = False

@@ -46,7 +46,8 @@ async def _flush(connection: Connection) -> None:
         if not connection.gate.open:
             await connection.gate.wait_open()
     finally:
-        transport.set_write_buffer_limits(high=high, low=low)
+        if not connection.gate.lost:  # on a transport that is gone uvloop raises
+            transport.set_write_buffer_limits(high=high, low=low)
 
 
 async def _sendfile(connection: Connection, out: int, fd: int, count: int) -> None:
@@ -71,9 +72,13 @@ async def _writable(out: int, connection: Connection) -> None:
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
     loop.add_writer(out, _set, waiter)
+    # While the duplicate is open, a socket whose peer reads nothing stays as it is even when its connection is
+    # lost: then the gate wakes us.
+    connection.gate.watch(waiter)
     try:
         await waiter
     finally:
+        connection.gate.unwatch(waiter)
         loop.remove_writer(out)
 
 
