@@ -117,7 +117,9 @@ def test_a_flood_is_dealt_with_in_turns() -> None:
         assert 0 < len(notes.told) < 30_000
         assert reader.paused
         assert not connection.reading
+        before = len(notes.told)
         reader.data_received(b"")  # what still comes does not begin a second turn
+        assert len(notes.told) == before
         turns = 0
         while reader.paused:
             await asyncio.sleep(0)
@@ -165,8 +167,8 @@ def test_a_pong_waits_for_a_peer_that_reads() -> None:
     reader, connection, _ = new()
     reader.start(100.0)
     connection.gate.pause()
-    reader.data_received(frame(PING, b"1"))
-    reader.data_received(frame(PING, b"2"))
+    reader.data_received(frame(PING, b"0"))
+    reader.data_received(frame(PING, b"1") + frame(PING, b"2"))
     assert connection.written == b""
     assert connection.deadline == 0.5
     assert reader.beat(100.5)
@@ -188,6 +190,14 @@ def test_pings_of_ours() -> None:
     assert reader.beat(140.0)
     assert reader.beat(160.0)
     assert not reader.beat(161.0)
+
+
+def test_a_peer_that_we_do_not_read_from_is_not_dead() -> None:
+    reader, _, notes = new()
+    reader.start(100.0)
+    notes.wanting = False
+    reader.data_received(frame(TEXT, b"x"))
+    assert all(reader.beat(100.0 + second) for second in range(200))
 
 
 @pytest.mark.parametrize("idle", [True, False])

@@ -95,14 +95,14 @@ def test_scope() -> None:
 
 
 def test_accept() -> None:
-    app = Echo({"subprotocol": "b", "headers": [(b"X-Own", b"1")]})
+    app = Echo({"subprotocol": "b", "headers": [(b"X-Own", b"1"), (b"Server", b"mine")]})
     with session(app) as s:
         s.shake(b"sec-websocket-protocol: a, b")
         lines = s.head().split(b"\r\n")
         assert lines[0].startswith(b"HTTP/1.1 101 ")
         assert lines.count(b"sec-websocket-protocol: b") == 1
         assert b"x-own: 1" in lines
-        assert b"server: fake" in lines
+        assert [line for line in lines if line.startswith(b"server")] == [b"server: mine"]
         assert b"sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=" in lines
         assert not any(line.startswith((b"content-length", b"transfer-encoding")) for line in lines)
         assert s.body() == b""
@@ -307,6 +307,8 @@ def test_echo() -> None:
         s.feed(frame(CONT, b"b"))
         assert s.frames()[:2] == [(TEXT, "ü".encode()), (BINARY, b"\0\1")]
         assert s.frames()[2:] == [(TEXT, b""), (BINARY, b""), (TEXT, b"ab")]
+        record = s.exchange.record
+        assert (record.received_bytes, record.sent_bytes) == (6 * (2 + 4) + 6, 5 * 2 + 6)
         assert app.received[1] == {"type": "websocket.receive", "text": "ü"}
         assert app.received[2] == {"type": "websocket.receive", "bytes": b"\0\1"}
 
@@ -635,6 +637,49 @@ def test_who_closes_first_has_said_the_code() -> None:
         s.shake()
         s.feed(close(4999))
         assert app.received == [disconnect(4000, "ours")]
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_what_is_undelivered_when_we_close_is_dropped(stop: bool) -> None:
+    go = asyncio.Event()
+    received: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go.wait()
+        await send({"type": "websocket.close", "code": 4000})
+        received.append(await receive())
+
+    with session(app, receive_high_water=1000) as s:
+        s.shake()
+        s.feed(frame(TEXT, b"x" * 100) * 20)
+        assert not s.transport.is_reading()
+        if stop:
+            s.connection.cancel("shutdown")
+        go.set()
+        s.settle()
+        s.feed(frame(TEXT, b"late"))
+        assert received == [disconnect(1012 if stop else 4000)]
+        s.feed(close(1000))  # it is read, behind all that nobody wants
+        assert s.transport.sent_eof
+
+
+def test_a_close_of_ours_behind_a_fault_of_theirs_ends_at_once() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await go.wait()
+
+    with session(app) as s:
+        s.shake()
+        s.feed(frame(TEXT, b"x", rsv=1))
+        assert not s.transport.sent_eof
+        go.set()
+        s.settle()
+        assert s.frames() == [code(1000)]
+        assert s.transport.sent_eof
 
 
 
