@@ -110,7 +110,7 @@ class Channel:
 
 
 def _parse(line: bytes | bytearray) -> dict[str, Any]:
-    """A message. An application may write to a descriptor that is not its own: that must not end the parent."""
+    """A message. An application may write to a descriptor not its own; that must not end the parent."""
     try:
         message = json.loads(line)
     except ValueError:

@@ -21,7 +21,7 @@ _REQUEST_LINE = re.compile(
     rb"(GET|POST|HEAD|PUT|DELETE|PATCH|OPTIONS) "
     rb"(/[\x21\x22\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x22\x24-\x7e]*))? HTTP/1\.1"
 )
-# token ":" OWS value OWS; the value neither starts nor ends with white space. The first OWS gives nothing back
+# token ":" OWS value OWS (RFC 9112 section 5).
 # (*+): else a long blank value with a bad byte behind it costs time in the square of its length.
 _LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+"

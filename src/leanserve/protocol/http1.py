@@ -242,8 +242,8 @@ class Http1Codec:
         )
         data = b"".join(self._send(self._h11, event))
         if request.version == "1.0" and not head.close:
-            # h11 never keeps an HTTP/1.0 connection. RFC 9112 section 9.3 lets us when the client asked for it
-            # and the message has its own end; anything but h11's plain line leaves the connection to close.
+            # h11 never keeps an HTTP/1.0 connection. RFC 9112 section 9.3 lets us when the client asked for
+            # it and the message has its own end; anything but h11's plain line leaves it to close.
             kept = data.replace(b"\r\nConnection: close\r\n", b"\r\nconnection: keep-alive\r\n", 1)
             head.close = kept == data
             data = kept

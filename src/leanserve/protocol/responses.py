@@ -180,7 +180,7 @@ def _add_framing_headers(
         # RFC 9110 section 8.6: HEAD and 304 may carry the length that GET would have had; 204 must not.
         head.headers.append((b"content-length", b"%d" % length))
     elif head.framing is Framing.NONE and request.version == "1.1" and head.status not in (204, 304):
-        # An answer to HEAD "indicates that ... the response ... would have used" chunked (RFC 9112 section 6.1).
+        # RFC 9112 section 6.1: in an answer to HEAD it says that the one to GET would have been chunked.
         head.headers.append((b"transfer-encoding", b"chunked"))
     if head.framing is Framing.CHUNKED:
         head.headers.append((b"transfer-encoding", b"chunked"))

@@ -52,7 +52,7 @@ def check_partial_head(buffer: bytearray, settings: HttpSettings, seen: int = 0)
     Args:
         buffer: all of it so far.
         settings: the limits.
-        seen: how much of it an earlier call has looked at; a head that comes byte by byte is not searched anew.
+        seen: how much of it an earlier call has looked at; a slow head is not searched anew each time.
 
     Raises:
         RemoteProtocolError: 400, 414 or 431.

@@ -120,7 +120,7 @@ class Supervisor:
             if self._watcher is not None:
                 self._watcher.open()
                 self._selector.register(self._watcher, selectors.EVENT_READ)
-            self._announce()
+            logger.info("starting %d worker%s, supervisor pid %d", *self._counted())
             for slot in range(self.slots):
                 self._start(slot)
             while self.machine.state is not SupervisorState.STOPPED:
@@ -129,12 +129,15 @@ class Supervisor:
             self._close()
         return self._exit_code
 
+    def _counted(self) -> tuple[int, str, int]:
+        return self.slots, "" if self.slots == 1 else "s", os.getpid()
+
     def _announce(self) -> None:
+        """The addresses, once they are true: nothing listens before the first worker is ready."""
         tls = self.settings.tls
         uses_tls = tls.ssl_certfile is not None or tls.ssl_context_factory is not None
         for url in self.listeners.describe(tls=uses_tls):
             logger.info("listening on %s", url)
-        logger.info("%d worker%s, supervisor pid %d", self.slots, "s" * (self.slots != 1), os.getpid())
 
     def _close(self) -> None:
         for child in list(self._crew.children.values()):
@@ -207,6 +210,8 @@ class Supervisor:
     def _ready(self, child: Child, seconds: float) -> None:
         child.machine.advance(ChildMove.TOLD_READY)
         logger.info("worker %s ready in %.2f s", _name(child), seconds)
+        if self.machine.state is SupervisorState.BOOTING:
+            self._announce()
         self.machine.advance(SupervisorMove.READY)
         if child.state is ChildState.READY:
             for older in self._crew.serving(child.slot):

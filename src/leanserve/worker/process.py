@@ -58,7 +58,7 @@ def main_of_spawned(fd: int) -> int:
         fd: a file with the pickled facts; sockets and pages come as inherited descriptors.
     """
     with os.fdopen(fd, "rb") as file:
-        facts: dict[str, Any] = pickle.load(file)  # noqa: S301 - our own parent has written it
+        facts: dict[str, Any] = pickle.load(file)
     sys.path[:] = facts.pop("path")
     channel = Channel(socket.socket(fileno=facts.pop("channel")))
     channel.sock.setblocking(False)
@@ -75,7 +75,7 @@ def main_of_spawned(fd: int) -> int:
 def _prepare_signals() -> None:
     """^C and ^\\ at a terminal go to the whole group: the supervisor alone decides what they mean.
 
-    SIGTERM keeps its default until the application is up: a process that imports or loads a model ends at once.
+    SIGTERM keeps its default until the application is up: who imports or loads a model ends at once.
     """
     for name in ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU"):
         if hasattr(signal, name):
