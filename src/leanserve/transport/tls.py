@@ -52,26 +52,35 @@ def build_context(settings: TlsSettings) -> ssl.SSLContext | None:
         try:
             context.set_ciphers(settings.ssl_ciphers)
         except ssl.SSLError as error:
-            raise SettingsError(f"ssl_ciphers {settings.ssl_ciphers!r}: {error.reason or error}") from error
+            # This one error of the ssl module has no attribute "reason".
+            raise SettingsError(f"ssl_ciphers {settings.ssl_ciphers!r}: no such cipher") from error
     return context
 
 
 def _load_certificate(context: ssl.SSLContext, settings: TlsSettings) -> None:
     assert settings.ssl_certfile is not None
-    # An empty password, not a prompt: a server that asks its terminal for one hangs where there is none.
-    password = settings.ssl_keyfile_password or ""
+    asked = False
+
+    def password() -> str:
+        # An empty password, not a prompt: a server that asks its terminal for one hangs where there is none.
+        nonlocal asked
+        asked = True
+        return settings.ssl_keyfile_password or ""
+
     try:
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, lambda: password)
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password)
+    except ValueError as error:
+        raise SettingsError(f"ssl_keyfile_password: {error}") from error
     except ssl.SSLError as error:
         names = settings.ssl_certfile
         if settings.ssl_keyfile:
             names += f" with {settings.ssl_keyfile}"
         hint = error.reason or "not PEM, or the key does not fit"
-        if "decrypt" in str(error).lower() or "password" in str(error).lower():
+        if asked and error.reason != "KEY_VALUES_MISMATCH":
             hint = "wrong ssl_keyfile_password, or none given"
         raise SettingsError(f"cannot use certificate {names}: {hint}") from error
     except OSError as error:
-        name = error.filename or f"{settings.ssl_certfile} or {settings.ssl_keyfile}"
+        name = " or ".join(filter(None, (settings.ssl_certfile, settings.ssl_keyfile)))
         raise SettingsError(f"cannot read certificate or key {name}: {error.strerror}") from error
 
 
@@ -91,6 +100,8 @@ def _call_factory(factory: Any) -> ssl.SSLContext:
             factory = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise SettingsError(f"ssl_context_factory {module}:{attribute}: {error}") from error
+    if not callable(factory):
+        raise SettingsError(f"ssl_context_factory is {type(factory).__name__}, not a function")
     context = factory()
     if not isinstance(context, ssl.SSLContext):
         raise SettingsError(f"ssl_context_factory returned {type(context).__name__}, not an ssl.SSLContext")
