@@ -257,7 +257,7 @@ def run_supervised(app: Any, settings: Settings) -> int:
     logs.configure(settings.log)
     from leanserve.supervisor.supervisor import Supervisor
 
-    return Supervisor(app, settings).run()
+    return Supervisor(app, settings).run(then_exit=True)
 
 
 def check_early(app: Any, settings: Settings) -> None:

@@ -35,10 +35,13 @@ class SignalQueue:
                 number = getattr(signal, name)
                 self._former[number] = signal.signal(number, self._handle)
 
-    def close(self) -> None:
-        """Give them back."""
+    def close(self, *, ignore: bool = False) -> None:
+        """Give them back, or ignore them when the process is about to exit.
+
+        A second SIGTERM that comes in the last moment must not make a death by signal of an orderly end.
+        """
         for number, handler in self._former.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, signal.SIG_IGN if ignore else handler or signal.SIG_DFL)
         signal.set_wakeup_fd(self._former_wakeup)
         os.close(self._reader)
         os.close(self._writer)

@@ -108,8 +108,11 @@ class Supervisor:
     def __repr__(self) -> str:
         return f"<Supervisor {self.machine.state.name} {len(self._crew.children)} workers>"
 
-    def run(self) -> int:
+    def run(self, *, then_exit: bool = False) -> int:
         """Serve until told to stop. Main thread only.
+
+        Args:
+            then_exit: the process ends behind it, so signals are not given back to former handlers.
 
         Returns:
             0, 3 when no worker could start, 4 when workers crash faster than the restart budget allows.
@@ -126,7 +129,7 @@ class Supervisor:
             while self.machine.state is not SupervisorState.STOPPED:
                 self._wait()
         finally:
-            self._close()
+            self._close(then_exit=then_exit)
         return self._exit_code
 
     def _counted(self) -> tuple[int, str, int]:
@@ -139,7 +142,7 @@ class Supervisor:
         for url in self.listeners.describe(tls=uses_tls):
             logger.info("listening on %s", url)
 
-    def _close(self) -> None:
+    def _close(self, *, then_exit: bool) -> None:
         for child in list(self._crew.children.values()):
             child.kill()  # only an error of ours leads here with children left
             os.waitpid(child.pid, 0)
@@ -147,7 +150,7 @@ class Supervisor:
         if self._watcher is not None:
             self._watcher.close()
         self._selector.close()
-        self._signals.close()
+        self._signals.close(ignore=then_exit)
         self._crew.close()
         self.listeners.close()
 
