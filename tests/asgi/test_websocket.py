@@ -639,6 +639,14 @@ def test_who_closes_first_has_said_the_code() -> None:
         assert app.received == [disconnect(4000, "ours")]
 
 
+def test_the_peers_close_is_found_behind_what_nobody_received() -> None:
+    with session(app_that(), receive_high_water=1000) as s:
+        s.shake(behind=frame(TEXT, b"x" * 100) * 20)
+        assert s.frames() == [code(1000)]
+        s.feed(close(1000))
+        assert s.transport.sent_eof
+
+
 @pytest.mark.parametrize("stop", [True, False])
 def test_what_is_undelivered_when_we_close_is_dropped(stop: bool) -> None:
     go = asyncio.Event()
