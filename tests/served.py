@@ -19,6 +19,7 @@ from wire import Response, parse
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+CLOSING_GET = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
 
 
 def run(loop: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:

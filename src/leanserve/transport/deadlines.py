@@ -85,6 +85,7 @@ class Deadlines:
             if item[2] is not None:
                 item[2].queue_item = None
         self._heap.clear()
+        self._forgotten = 0
         self._armed_for = NEVER
 
     def __len__(self) -> int:

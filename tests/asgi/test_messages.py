@@ -1,0 +1,117 @@
+"""leanserve.asgi.messages: the scope's common part, and how an application's call ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fakes import FakeService
+from leanserve.asgi.forwarded import TrustedProxies
+from leanserve.asgi.messages import base_scope, call_app, cancel_task, is_disconnect
+from leanserve.errors import ClientDisconnected
+from leanserve.protocol.events import Headers, Request
+from leanserve.transport.peer import Peer
+
+
+async def nothing(*args: Any) -> None:
+    pass
+
+
+def scope_of(raw_path: bytes = b"/", headers: Headers | None = None, *, tls: Any = None, **facts: Any) -> Any:
+    service = FakeService(nothing)
+    for name, value in facts.items():
+        setattr(service, name, value)
+    connection, _ = service.connect()
+    connection.peer = Peer(("10.0.0.1", 4000), ("10.0.0.2", 80), tls)
+    try:
+        return base_scope(service, connection, Request(b"GET", raw_path, b"q", "1.0", headers or []), "http")
+    finally:
+        service.loop.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (b"/a", "/a"), (b"/a%20b", "/a b"), (b"/%C3%A9", "/é"), (b"/a%2Fb", "/a/b"), (b"/%zz", "/%zz"),
+        (b"/%ff", "/�"), (b"/a+b", "/a+b"), (b"*", "*"), (b"/%00", "/\0"),
+    ],
+)  # fmt: skip
+def test_path(raw: bytes, path: str) -> None:
+    scope = scope_of(raw)
+    assert (scope["path"], scope["raw_path"]) == (path, raw)
+    assert scope["query_string"] == b"q"
+    assert scope["http_version"] == "1.0"
+
+
+def test_root_path_is_a_prefix_of_path() -> None:
+    """ASGI: "root_path ... same as SCRIPT_NAME"; since 2.3 it is included in path."""
+    scope = scope_of(b"/a", root_path="/é")
+    assert (scope["root_path"], scope["path"]) == ("/é", "/é/a")
+
+
+def test_tls_makes_the_scheme_and_the_extension() -> None:
+    scope = scope_of(tls={"tls_version": 1})
+    assert (scope["scheme"], scope["extensions"]) == ("https", {"tls": {"tls_version": 1}})
+    assert scope_of()["extensions"] == {}
+
+
+@pytest.mark.parametrize("tls", [None, {}])
+@pytest.mark.parametrize("proto", [b"http", b"https"])
+def test_a_trusted_proxy_decides_client_and_scheme(tls: Any, proto: bytes) -> None:
+    headers = [(b"x-forwarded-for", b"203.0.113.7"), (b"x-forwarded-proto", proto)]
+    scope = scope_of(headers=headers, tls=tls, proxies=TrustedProxies("10.0.0.1"))
+    assert (scope["client"], scope["scheme"]) == (("203.0.113.7", 0), proto.decode())
+    other = scope_of(headers=headers, tls=tls, proxies=TrustedProxies("192.0.2.1"))
+    assert (other["client"], other["scheme"]) == (("10.0.0.1", 4000), "http" if tls is None else "https")
+
+
+def test_call_app() -> None:
+    async def fails(*args: Any) -> None:
+        raise ValueError("x")
+
+    async def main() -> None:
+        assert await call_app(nothing, {}, nothing, nothing) is None  # type: ignore[arg-type]
+        assert isinstance(await call_app(fails, {}, nothing, nothing), ValueError)  # type: ignore[arg-type]
+
+        async def stuck(*args: Any) -> None:
+            await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(call_app(stuck, {}, nothing, nothing))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_cancelled_task_has_always_begun(begun: bool) -> None:
+    ended: list[str] = []
+
+    async def task_main() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("finally")
+
+    async def main() -> None:
+        task = asyncio.ensure_future(task_main())
+        if begun:
+            await asyncio.sleep(0)
+        cancel_task(asyncio.get_running_loop(), task, "reason")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert ended == ["finally"]
+
+
+def test_is_disconnect() -> None:
+    gone = ClientDisconnected("gone")
+    assert is_disconnect(gone)
+    assert is_disconnect(ExceptionGroup("a", [gone, ExceptionGroup("b", [gone])]))
+    assert not is_disconnect(ExceptionGroup("a", [gone, ValueError()]))
+    assert not is_disconnect(OSError())
