@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpus_reader
-from leanserve.errors import AppProtocolError, RemoteProtocolError
-from leanserve.protocol.events import Headers, Request
+from leanserve.errors import RemoteProtocolError
+from leanserve.protocol.events import Request
 from leanserve.protocol.fastpath import Recogniser
 from leanserve.protocol.http1 import Http1Codec
-from leanserve.protocol.responses import check_headers
 from leanserve.settings import HttpSettings
 
 SETTINGS = HttpSettings()
@@ -135,78 +133,3 @@ def mutated_heads(draw: st.DrawFn) -> bytes:
 def test_mutated_heads(head: bytes) -> None:
     if b"\r\n\r\n" not in head and not head.startswith(b"\r\n") and not head.endswith(b"\r"):
         agree(head)
-
-
-# Responses
-
-
-def respond(
-    head: bytes, recognised: bool, status: int, headers: Headers, body: list[bytes], close: bool
-) -> bytes:
-    """The bytes of a response, or the error's text."""
-    codec = Http1Codec(SETTINGS, Recogniser(SETTINGS) if recognised else None)
-    codec.receive(head + b"\r\n\r\n")
-    while codec.next_event() is not None:
-        pass
-    try:
-        checked = check_headers(headers)
-        first, *rest = body
-        out = codec.encode_response(
-            status, checked, [(b"date", b"now"), (b"server", b"s")], first, more=bool(rest), close=close
-        )
-        while rest:
-            out += codec.encode_body(rest.pop(0), more=bool(rest))
-    except AppProtocolError as error:
-        return b"error " + str(error).encode()
-    return out
-
-
-def _parts(answer: bytes) -> tuple[list[bytes], bytes]:
-    """Head lines and body. h11 writes its own framing fields with capitals and last, and the order of fields
-    with different names "is not significant" (RFC 9110 section 5.3)."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return sorted(head.lower().split(b"\r\n")), body
-
-
-_VALUES = st.sampled_from([b"", b"a", b"a b", b"text/html; charset=utf-8", b"\xe9", b"a\tb", b"a\nb"])
-_NAMES = st.sampled_from([b"content-type", b"X-A", b"set-cookie", b"date", b"vary", b"bad name", b""])
-_FRAMING = st.sampled_from(
-    [
-        [],
-        [(b"content-length", b"3")],
-        [(b"Content-Length", b"0")],
-        [(b"content-length", b"x")],
-        [(b"transfer-encoding", b"chunked")],
-        [(b"connection", b"close")],
-        [(b"connection", b"keep-alive")],
-    ]
-)
-
-
-@settings(max_examples=600, deadline=None)
-@given(
-    method=st.sampled_from([b"GET", b"HEAD", b"POST"]),
-    status=st.sampled_from([200, 201, 204, 205, 206, 301, 304, 400, 404, 500, 503, 599]),
-    headers=st.lists(st.tuples(_NAMES, _VALUES), max_size=3),
-    framing=_FRAMING,
-    body=st.lists(st.sampled_from([b"", b"abc", b"x" * 300]), min_size=1, max_size=3),
-    close=st.booleans(),
-)
-def test_responses_are_the_same(
-    method: bytes, status: int, headers: Headers, framing: Headers, body: list[bytes], close: bool
-) -> None:
-    head = method + b" / HTTP/1.1\r\nHost: a"
-    plain = respond(head, True, status, headers + framing, body, close)
-    reference = respond(head, False, status, headers + framing, body, close)
-    assert _parts(plain) == _parts(reference)
-
-
-def test_what_h11_reads_is_what_was_sent() -> None:
-    client = h11.Connection(h11.CLIENT)
-    client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
-    client.send(h11.EndOfMessage())
-    client.receive_data(respond(b"GET / HTTP/1.1\r\nHost: a", True, 200, [], [b"abc", b"de", b""], False))
-    got = [client.next_event() for _ in range(4)]
-    assert isinstance(got[0], h11.Response)
-    assert [bytes(event.data) for event in got[1:3]] == [b"abc", b"de"]
-    assert isinstance(got[3], h11.EndOfMessage)

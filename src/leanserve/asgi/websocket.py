@@ -26,8 +26,7 @@ from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtoco
 from leanserve.machine import Machine
 from leanserve.protocol.deflate import negotiate_deflate
 from leanserve.protocol.events import Headers, Request
-from leanserve.protocol.http1 import REASONS
-from leanserve.protocol.responses import check_headers
+from leanserve.protocol.responses import REASONS, check_headers
 from leanserve.protocol.upgrade import Handshake, build_accept, parse_handshake
 from leanserve.protocol.websocket import BinaryMessage, Close, CloseCode, TextMessage, WebSocketCodec
 from leanserve.settings import WebSocketSettings

@@ -8,13 +8,11 @@ test green.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from leanserve.protocol.events import BodyKind, Headers, Request
-from leanserve.protocol.responses import ResponseHead
 from leanserve.settings import HttpSettings
 
-__all__ = ["Recogniser", "encode_chunk", "encode_head", "encode_interim", "encode_last_chunk"]
+__all__ = ["Recogniser"]
 
 # Methods and origin-form targets as browsers, clients and proxies send them; no fragment, nothing but ASCII.
 _REQUEST_LINE = re.compile(
@@ -128,25 +126,3 @@ def _apply_decisive(request: Request, decisive: Headers) -> bool:
         else:
             return False
     return b"host" in seen
-
-
-def encode_head(head: ResponseHead, reason: bytes) -> bytes:
-    """A response head that ``plan_response`` has planned; all checks are behind it."""
-    lines = [b"%b: %b\r\n" % item for item in head.headers]
-    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, reason, b"".join(lines))
-
-
-def encode_interim(status: int, reason: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """An interim response; `headers` are checked."""
-    lines = [b"%b: %b\r\n" % item for item in headers]
-    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, b"".join(lines))
-
-
-def encode_chunk(data: bytes) -> list[bytes]:
-    """A piece of a chunked body (RFC 9112 section 7.1); `data` is not copied and not empty."""
-    return [b"%x\r\n" % len(data), data, b"\r\n"]
-
-
-def encode_last_chunk(trailers: Headers) -> list[bytes]:
-    """The end of a chunked body; `trailers` are checked."""
-    return [b"0\r\n", *(b"%b: %b\r\n" % item for item in trailers), b"\r\n"]

@@ -1,6 +1,6 @@
 """The server's side of one HTTP/1.1 connection as bytes and events, on h11.
 
-h11 is the authority on HTTP/1.1; strict.py stands in front of it, and fastpath.py in front of both takes the
+h11 is the authority on requests; strict.py stands in front of it, and fastpath.py in front of both takes the
 plain case. Each exchange starts in one or the other and stays there: an exchange that is not plain has an h11
 connection of its own, which is only ever given bytes of that one message. The rest waits here until
 :meth:`Http1Codec.next_exchange`, so a pipelined request is not looked at before its turn has come. What is a
@@ -11,21 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from http import HTTPStatus
-from typing import Any
 
 import h11
 
-from leanserve.errors import AppProtocolError, RemoteProtocolError
-from leanserve.protocol import fastpath, strict
+from leanserve.errors import RemoteProtocolError
+from leanserve.protocol import fastpath, responses, strict
 from leanserve.protocol.events import BodyKind, Data, EndOfBody, Headers, Request
-from leanserve.protocol.responses import Framing, ResponseHead, plan_response
+from leanserve.protocol.responses import Framing, ResponseHead
 from leanserve.settings import HttpSettings
 
-__all__ = ["REASONS", "FileRange", "Http1Codec"]
-
-#: Reason phrases by status; optional on the wire (RFC 9112 section 4), but people read them.
-REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+__all__ = ["FileRange", "Http1Codec"]
 
 # h11's own limit counts what is incomplete; ours are exact and in front of it, so h11's must not interfere.
 _NO_LIMIT = 1 << 40
@@ -38,18 +33,12 @@ class _Reading(IntEnum):
 
 
 class FileRange:
-    """Stands for bytes of a file in a list of pieces to write: h11 asks a body for nothing but its length."""
+    """Stands for the first `count` bytes of a file in a list of pieces to write."""
 
     __slots__ = ("count",)
 
     def __init__(self, count: int) -> None:
         self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, piece: slice) -> FileRange:
-        return FileRange(len(range(self.count)[piece]))
 
 
 class Http1Codec:
@@ -228,26 +217,9 @@ class Http1Codec:
         request = self.request
         assert request is not None
         known = None if more or trailers else len(body)
-        head = plan_response(request, status, headers, defaults, known_length=known, close=close)
-        data = self._encode_head(request, head)
+        head = responses.plan_response(request, status, headers, defaults, known_length=known, close=close)
         self.response = head
-        return data + self.encode_body(body, more=more or trailers)
-
-    def _encode_head(self, request: Request, head: ResponseHead) -> bytes:
-        reason = REASONS.get(head.status, b"")
-        if self._h11 is None:
-            return fastpath.encode_head(head, reason)
-        event = h11.Response(
-            status_code=head.status, headers=head.headers, reason=reason, http_version=b"1.1"
-        )
-        data = b"".join(self._send(self._h11, event))
-        if request.version == "1.0" and not head.close:
-            # h11 never keeps an HTTP/1.0 connection. RFC 9112 section 9.3 lets us when the client asked for
-            # it and the message has its own end; anything but h11's plain line leaves it to close.
-            kept = data.replace(b"\r\nConnection: close\r\n", b"\r\nconnection: keep-alive\r\n", 1)
-            head.close = kept == data
-            data = kept
-        return data
+        return responses.encode_head(head) + self.encode_body(body, more=more or trailers)
 
     def encode_body(self, data: bytes, *, more: bool) -> bytes:
         """A piece of the body; the end of the message too unless `more`."""
@@ -255,9 +227,15 @@ class Http1Codec:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def encode_file(self, count: int) -> list[bytes | FileRange]:
-        """The rest of the body, all of it from a file: a FileRange stands where its bytes go."""
-        stand_in: Any = FileRange(count)  # h11 asks a body for nothing but its length
-        return [*self.encode_pieces(stand_in, more=False)]
+        """The rest of the body, all of it from a file: a FileRange stands where its bytes go.
+
+        The head has declared a length: a file has one.
+        """
+        head = self.response
+        assert head is not None
+        size = head.admit(count) if head.framing is Framing.LENGTH else 0
+        head.check_complete()
+        return [FileRange(size)] if size else []
 
     def encode_pieces(self, data: bytes, *, more: bool) -> list[bytes]:
         """As :meth:`encode_body`, with the piece itself uncopied in a list."""
@@ -267,57 +245,24 @@ class Http1Codec:
         if data and head.framing is not Framing.NONE:
             size = head.admit(len(data))
             if head.framing is Framing.CHUNKED:
-                pieces = self._encode_chunk(data)
+                pieces = responses.encode_chunk(data)
             elif size:
                 pieces = [data if size == len(data) else data[:size]]
         if not more:
-            pieces += self._end([])
+            pieces += self._end(())
         return pieces
 
     def encode_trailers(self, trailers: Iterable[tuple[bytes, bytes]]) -> bytes:
         """The end with trailers; dropped where they cannot go (RFC 9110 section 6.5.1)."""
         assert self.request is not None
-        assert self.response is not None
-        fits = self.request.accepts_trailers and self.response.framing is Framing.CHUNKED
-        return b"".join(self._end(list(trailers) if fits else []))
+        return b"".join(self._end(trailers if self.request.accepts_trailers else ()))
 
-    def _end(self, trailers: Headers) -> list[bytes]:
+    def _end(self, trailers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
         assert self.response is not None
         # A body that is too short gets no fake end: the connection is cut, and the client sees the gap.
         if not self.response.check_complete() or self.response.framing is not Framing.CHUNKED:
             return []
-        if self._h11 is None:
-            return fastpath.encode_last_chunk(trailers)
-        return self._send(self._h11, h11.EndOfMessage(headers=trailers))
-
-    def _encode_chunk(self, data: bytes) -> list[bytes]:
-        if self._h11 is None:
-            return fastpath.encode_chunk(data)
-        return self._send(self._h11, h11.Data(data=data))
-
-    def encode_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-        """An interim (1xx) response (RFC 9110 section 15.2)."""
-        reason = REASONS.get(status, b"")
-        if self._h11 is None:
-            return fastpath.encode_interim(status, reason, headers)
-        event = h11.InformationalResponse(status_code=status, headers=list(headers), reason=reason)
-        return b"".join(self._send(self._h11, event))
-
-    def encode_refusal(self, status: int, defaults: Headers) -> bytes:
-        """A whole response to something that never became an exchange; the connection closes behind it."""
-        reason = REASONS.get(status, b"Error")
-        lines = [b"HTTP/1.1 %d %s" % (status, reason)]
-        lines += [b"%s: %s" % item for item in defaults]
-        lines += [b"content-type: text/plain; charset=utf-8", b"content-length: %d" % len(reason)]
-        lines += [b"connection: close", b"", reason]
-        return b"\r\n".join(lines)
-
-    def _send(self, connection: h11.Connection, event: h11.Event) -> list[bytes]:
-        """The one place where h11 is called for writing, and its errors become ours."""
-        try:
-            return connection.send_with_data_passthrough(event) or []
-        except h11.LocalProtocolError as error:
-            raise AppProtocolError(str(error)) from error
+        return responses.encode_last_chunk(trailers)
 
     # Between exchanges
 

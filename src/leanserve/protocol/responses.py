@@ -1,4 +1,8 @@
-"""What a final response may look like: header hygiene and body framing, decided once per response."""
+"""Responses: header hygiene, body framing decided once per response, and the bytes.
+
+h11 is not asked here: what it would add, framing and connection options, is decided before. The differential
+tests hold it beside every kind of response.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,27 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from http import HTTPStatus
 
 from leanserve.errors import AppProtocolError
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.strict import split_list
 
-__all__ = ["Framing", "ResponseHead", "check_headers", "check_trailers", "plan_response"]
+__all__ = [
+    "REASONS",
+    "Framing",
+    "ResponseHead",
+    "check_headers",
+    "encode_chunk",
+    "encode_head",
+    "encode_interim",
+    "encode_last_chunk",
+    "encode_refusal",
+    "plan_response",
+]
+
+#: Reason phrases by status; optional on the wire (RFC 9112 section 4), but people read them.
+REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # RFC 9110 section 5.5: no CR, LF, NUL and, as we read "invalid", no other control byte but HTAB.
@@ -179,12 +198,46 @@ def _add_framing_headers(
     elif head.framing is Framing.NONE and length is not None and head.status != 204:
         # RFC 9110 section 8.6: HEAD and 304 may carry the length that GET would have had; 204 must not.
         head.headers.append((b"content-length", b"%d" % length))
-    elif head.framing is Framing.NONE and request.version == "1.1" and head.status not in (204, 304):
-        # RFC 9112 section 6.1: in an answer to HEAD it says that the one to GET would have been chunked.
-        head.headers.append((b"transfer-encoding", b"chunked"))
     if head.framing is Framing.CHUNKED:
         head.headers.append((b"transfer-encoding", b"chunked"))
     if head.framing is Framing.CLOSE:
         head.close = True
     if head.close:
         head.headers.append((b"connection", b"close"))
+    elif request.version == "1.0":
+        # RFC 9112 section 9.3: a 1.0 connection persists when both sides say so and the message has an end.
+        head.headers.append((b"connection", b"keep-alive"))
+
+
+def encode_head(head: ResponseHead) -> bytes:
+    """The head of a planned response; all checks are behind it."""
+    lines = [b"%b: %b\r\n" % item for item in head.headers]
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, REASONS.get(head.status, b""), b"".join(lines))
+
+
+def encode_interim(status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+    """An interim (1xx) response (RFC 9110 section 15.2); `headers` are checked."""
+    lines = [b"%b: %b\r\n" % item for item in headers]
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, REASONS.get(status, b""), b"".join(lines))
+
+
+def encode_refusal(status: int, defaults: Headers) -> bytes:
+    """A whole response to something that never became an exchange; the connection closes behind it."""
+    reason = REASONS.get(status, b"Error")
+    headers = [
+        *defaults,
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(reason)),
+        (b"connection", b"close"),
+    ]
+    return encode_head(ResponseHead(status, headers, Framing.LENGTH, True)) + reason
+
+
+def encode_chunk(data: bytes) -> list[bytes]:
+    """A piece of a chunked body (RFC 9112 section 7.1); `data` is not copied and not empty."""
+    return [b"%x\r\n" % len(data), data, b"\r\n"]
+
+
+def encode_last_chunk(trailers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """The end of a chunked body; `trailers` are checked."""
+    return [b"0\r\n", *(b"%b: %b\r\n" % item for item in trailers), b"\r\n"]

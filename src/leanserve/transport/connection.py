@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from leanserve.errors import IllegalTransition, RemoteProtocolError
+from leanserve.protocol import responses
 from leanserve.protocol.events import Data, EndOfBody, Request
 from leanserve.protocol.http1 import FileRange, Http1Codec
 from leanserve.transport.deadlines import NEVER
@@ -211,7 +212,7 @@ class Connection(asyncio.Protocol):
 
     def send_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """An interim response: 100, 103; 101 only through :meth:`enter_tunnel`'s caller."""
-        self.transport.write(self.codec.encode_interim(status, headers))
+        self.transport.write(responses.encode_interim(status, headers))
 
     async def send_file(self, fd: int, count: int) -> None:
         """The rest of the body from the start of a file: sendfile on plain sockets, reads and writes on TLS.
@@ -275,7 +276,7 @@ class Connection(asyncio.Protocol):
             return
         if self.codec.response is None:
             headers = [*self.service.default_headers(), *error.headers]
-            self.transport.write(self.codec.encode_refusal(error.status, headers))
+            self.transport.write(responses.encode_refusal(error.status, headers))
         if exchange is not None:
             exchange.connection_lost(error)
         self.finish()
