@@ -1,0 +1,45 @@
+"""Fixtures for all tests; the classes behind them are in tests/harness.py."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from harness import Certificates, Serving
+
+ServeFactory = Callable[..., Serving]
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A certificate for localhost, 127.0.0.1 and ::1, and its authority."""
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    server = authority.issue_cert("localhost", "127.0.0.1", "::1")
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    server.private_key_pem.write_to_path(folder / "key.pem")
+    for number, blob in enumerate(server.cert_chain_pems):
+        blob.write_to_path(folder / "certificate.pem", append=number > 0)
+    return Certificates(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[ServeFactory]:
+    """`serve("module:app", "--workers", "4", uds=..., certificates=...)`: a server that answers.
+
+    It is stopped with SIGTERM at the end of the test and has to end cleanly, unless the test stopped it.
+    """
+    numbers = itertools.count()
+    with ExitStack() as stack:
+
+        def start(app: str, *options: str, **facts: Any) -> Serving:
+            log = tmp_path / f"server-{next(numbers)}.log"
+            return stack.enter_context(Serving(app, log, options, **facts))
+
+        yield start
