@@ -76,7 +76,11 @@ class Client:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, first.getsockname())
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, first.getsockname())
+        except BaseException:
+            sock.close()
+            raise
         return cls(sock)
 
     async def __aenter__(self) -> Client:
