@@ -1,4 +1,4 @@
-"""Write docs/reference/machines.md from the tables of the state machines; with --check, say if it is fresh."""
+"""Write docs/reference/machines.md from the tables of the state machines; --check says if it is stale."""
 
 from __future__ import annotations
 
