@@ -249,9 +249,7 @@ class WebSocketExchange:
         self.life.advance(WebSocketMove.ACCEPT)
         self.record.status = status
         self.record.first_byte_s = time.monotonic() - self.started
-        # Taken before the tunnel begins, so that nothing can overtake it.
-        rest = connection.codec.take_rest()
-        connection.enter_tunnel(self)
+        rest = connection.enter_tunnel(self)
         connection.resume_reading()
         self.reader.start(self.service.loop.time())
         if rest:

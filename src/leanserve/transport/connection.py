@@ -283,17 +283,12 @@ class Connection(asyncio.Protocol):
 
     # Tunnel
 
-    def enter_tunnel(self, tunnel: Tunnel) -> None:
-        """Give all further bytes to `tunnel`; those that came behind the head follow a turn later."""
+    def enter_tunnel(self, tunnel: Tunnel) -> bytes:
+        """Give all further bytes to `tunnel`; those that came behind the head are the result."""
         self.phase.advance(PhaseMove.UPGRADE)
         self.exchange = None
         self.tunnel = tunnel
-        if rest := self.codec.take_rest():
-            self.service.loop.call_soon(self._deliver_rest, rest)
-
-    def _deliver_rest(self, rest: bytes) -> None:
-        if self.tunnel is not None:
-            self._guard(self.tunnel.data_received, rest)
+        return self.codec.take_rest()
 
     def write(self, data: bytes) -> None:
         """Raw bytes of the tunnel's protocol."""
