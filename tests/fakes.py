@@ -39,7 +39,7 @@ class FakeTimer:
 
 
 class FakeLoop:
-    """A clock that stands still, callbacks that wait for :meth:`run`, timers that wait for :meth:`pass_time`."""
+    """A clock that stands still; callbacks wait for :meth:`run`, timers for :meth:`pass_time`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -99,7 +99,12 @@ class FakeTransport(asyncio.Transport):
     """
 
     def __init__(
-        self, loop: Any, protocol: asyncio.Protocol, *, kernel_bytes: int = 65536, tls: bool = False,
+        self,
+        loop: Any,
+        protocol: asyncio.Protocol,
+        *,
+        kernel_bytes: int = 65536,
+        tls: bool = False,
         client: tuple[str, int] | None = ("192.0.2.1", 1234),
     ) -> None:
         super().__init__({"peername": client, "sockname": ("192.0.2.2", 80)})
@@ -248,6 +253,8 @@ class FakeTransport(asyncio.Transport):
             self._lose(None)
 
     def _tell(self) -> None:
+        if self._lost:
+            return
         if not self._paused_writing and len(self._unsent) > self._high:
             self._paused_writing = True
             self._protocol.pause_writing()

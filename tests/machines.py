@@ -32,7 +32,9 @@ def walk(machine: type[Machine[Any, Any]], states: type[IntEnum], moves: type[In
                 assert it.state is state
 
 
-def reachable(machine: type[Machine[Any, Any]], start: IntEnum, *, without: IntEnum | None = None) -> set[IntEnum]:
+def reachable(
+    machine: type[Machine[Any, Any]], start: IntEnum, *, without: IntEnum | None = None
+) -> set[IntEnum]:
     """States that can follow `start`, never going through `without`."""
     found: set[IntEnum] = set()
     todo = [start]

@@ -25,7 +25,9 @@ def test_a_client_that_left_is_an_oserror() -> None:
 
 
 def test_a_peer_error_carries_its_answer() -> None:
-    error = errors.RemoteProtocolError("bad", status=426, close_code=1009, headers=[(b"upgrade", b"websocket")])
+    error = errors.RemoteProtocolError(
+        "bad", status=426, close_code=1009, headers=[(b"upgrade", b"websocket")]
+    )
     assert (error.reason, error.status, error.close_code) == ("bad", 426, 1009)
     assert error.headers == [(b"upgrade", b"websocket")]
     assert str(error) == "bad"

@@ -182,7 +182,11 @@ def test_a_whole_body_has_a_length(rig: Any, request_: bytes) -> None:
 def test_a_stream_is_chunked(rig: Any) -> None:
     it = rig(Script(start(), body(b"abc", more=True), body(b"", more=True), body(b"d")))
     (response,) = it.ask(GET)
-    assert (response.get(b"transfer-encoding"), response.body, response.complete) == (b"chunked", b"abcd", True)
+    assert (response.get(b"transfer-encoding"), response.body, response.complete) == (
+        b"chunked",
+        b"abcd",
+        True,
+    )
     assert it.phase is Phase.IDLE
 
 
@@ -383,7 +387,9 @@ def test_wrong_messages_become_a_clean_500(rig: Any, messages: list[Any]) -> Non
 
 def test_an_application_that_goes_on_after_its_mistake(rig: Any) -> None:
     """The error was raised at that await; who catches it may still answer."""
-    app = Script(body(b"early"), start(200, (b"a", b"\n")), start(), body(b"right"), start(), body(), reraise=False)
+    app = Script(
+        body(b"early"), start(200, (b"a", b"\n")), start(), body(b"right"), start(), body(), reraise=False
+    )
     (response,) = rig(app).ask(GET)
     assert (response.status, response.body) == (200, b"right")
     assert len(app.errors) == 2
@@ -525,7 +531,10 @@ def test_disconnect_comes_at_once_and_every_time(rig: Any) -> None:
     it.transport.feed_reset()
     it.service.loop.run()
     assert app.ended
-    assert app.heard == [{"type": "http.request", "body": b"he", "more_body": True}] + [{"type": "http.disconnect"}] * 4
+    assert (
+        app.heard
+        == [{"type": "http.request", "body": b"he", "more_body": True}] + [{"type": "http.disconnect"}] * 4
+    )
     assert [type(error) for error in app.errors] == [ClientDisconnected] * 2
     assert it.service.records[0].cause == "client_gone"
 
@@ -660,11 +669,14 @@ def test_trailers(rig: Any, request_: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [(b"a", b"b\r\nc: d"), (b"content-length", b"3"), (b"transfer-encoding", b"chunked"), (b"Host", b"x")]
+    "bad",
+    [(b"a", b"b\r\nc: d"), (b"content-length", b"3"), (b"transfer-encoding", b"chunked"), (b"Host", b"x")],
 )
 def test_trailers_that_cannot_be(rig: Any, bad: tuple[bytes, bytes]) -> None:
     """RFC 9110 section 6.5.1: no framing or routing fields; and no injection."""
-    app = Script(start(200, trailers=True), body(b"abc"), {"type": "http.response.trailers", "headers": [bad]})
+    app = Script(
+        start(200, trailers=True), body(b"abc"), {"type": "http.response.trailers", "headers": [bad]}
+    )
     it = rig(app)
     (response,) = it.ask(TRAILERS)
     assert [type(error) for error in app.errors] == [AppProtocolError]

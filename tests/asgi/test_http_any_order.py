@@ -16,19 +16,20 @@ from leanserve.transport.phase import Phase
 from wire import Response, parse
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nhost: a\r\n"
 REQUESTS = {
     "get": (b"GET", GET),
     "head": (b"HEAD", GET.replace(b"GET", b"HEAD")),
     "close": (b"GET", b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"),
     "old": (b"GET", b"GET / HTTP/1.0\r\n\r\n"),
     "kept": (b"GET", b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"),
-    "post": (b"POST", b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"),
-    "waits": (b"POST", b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\nhello"),
-    "chunked": (b"POST", b"POST / HTTP/1.1\r\nhost: a\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
-    "large": (b"POST", b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 300000\r\n\r\n" + b"x" * 300000),
+    "post": (b"POST", POST + b"content-length: 5\r\n\r\nhello"),
+    "waits": (b"POST", POST + b"content-length: 5\r\nexpect: 100-continue\r\n\r\nhello"),
+    "chunked": (b"POST", POST + b"te: trailers\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+    "large": (b"POST", POST + b"content-length: 300000\r\n\r\n" + b"x" * 300000),
     "pair": (b"GET", GET),
     "junk": (b"GET", b"\x00\x01\x02\r\n\r\n"),
-    "badchunk": (b"POST", b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),
+    "badchunk": (b"POST", POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n"),
 }  # fmt: skip
 
 START = {"type": "http.response.start", "status": 200, "headers": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,7 +70,10 @@ def flat(events: list[Any]) -> list[Any]:
 
 def test_a_stream_of_requests(fast: bool) -> None:
     events = flat(read(new(fast), STREAM))
-    assert events[:2] == [(b"GET", b"/a", b"b=c", "1.1", [(b"host", b"a"), (b"x-y", b"z")], True), EndOfBody()]
+    assert events[:2] == [
+        (b"GET", b"/a", b"b=c", "1.1", [(b"host", b"a"), (b"x-y", b"z")], True),
+        EndOfBody(),
+    ]
     assert events[3:5] == [Data(b"hello world"), EndOfBody()]
     assert events[6:8] == [Data(b"hello world"), EndOfBody()]
     assert events[8][:5] == (b"GET", b"/q", b"", "1.1", [(b"host", b"b.example")])
@@ -88,11 +92,13 @@ def test_every_cut_gives_the_same_events(fast: bool) -> None:
     assert flat(read(new(fast), [bytes([byte]) for byte in whole])) == wanted
 
 
-@given(st.lists(st.sampled_from(STREAM), max_size=6), st.lists(st.integers(0, 600), max_size=8), st.booleans())
+@given(
+    st.lists(st.sampled_from(STREAM), max_size=6), st.lists(st.integers(0, 600), max_size=8), st.booleans()
+)
 def test_any_cuts_give_the_same_events(requests: list[bytes], cuts: list[int], fast: bool) -> None:
     whole = b"".join(requests)
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
-    pieces = [whole[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [whole[start:end] for start, end in itertools.pairwise(edges)]
     assert flat(read(new(fast), pieces)) == flat(read(new(not fast), [whole]))
 
 
@@ -111,12 +117,16 @@ def test_nothing_behind_a_message_is_looked_at(fast: bool) -> None:
         codec.next_event()
 
 
-@pytest.mark.parametrize("pieces", [[b"\r\n", GET], [b"\r", b"\n", GET], [b"\r", b"\n" + GET], [b"\r\n" + GET]])
+@pytest.mark.parametrize(
+    "pieces", [[b"\r\n", GET], [b"\r", b"\n", GET], [b"\r", b"\n" + GET], [b"\r\n" + GET]]
+)
 def test_one_leading_empty_line_is_ignored(fast: bool, pieces: list[bytes]) -> None:
     assert len(read(new(fast), pieces)) == 2
 
 
-@pytest.mark.parametrize("pieces", [[b"\r\n\r\n" + GET], [b"\r\n", b"\r\n" + GET], [b"\r\n", b"\r", b"\n" + GET]])
+@pytest.mark.parametrize(
+    "pieces", [[b"\r\n\r\n" + GET], [b"\r\n", b"\r\n" + GET], [b"\r\n", b"\r", b"\n" + GET]]
+)
 def test_and_not_two(fast: bool, pieces: list[bytes]) -> None:
     with pytest.raises(RemoteProtocolError):
         read(new(fast), pieces)
@@ -168,12 +178,13 @@ def begun(fast: bool, request: bytes = GET) -> Http1Codec:
 
 
 REQUESTS = [
-    GET, GET.replace(b"GET", b"HEAD"), KEPT, b"GET / HTTP/1.0\r\n\r\n", GET.replace(b"X-Y: z", b"te: trailers"),
-    GET.replace(b"X-Y: z", b"connection: close"), ABSOLUTE,
+    GET, GET.replace(b"GET", b"HEAD"), KEPT, b"GET / HTTP/1.0\r\n\r\n",
+    GET.replace(b"X-Y: z", b"te: trailers"), GET.replace(b"X-Y: z", b"connection: close"), ABSOLUTE,
 ]  # fmt: skip
 HEADERS = [
-    [], [(b"content-length", b"4")], [(b"connection", b"close")], [(b"X-A", b" b\xe9 "), (b"set-cookie", b"1")],
-    [(b"transfer-encoding", b"chunked")], [(b"connection", b"foo")],
+    [], [(b"content-length", b"4")], [(b"connection", b"close")],
+    [(b"X-A", b" b\xe9 "), (b"set-cookie", b"1")], [(b"transfer-encoding", b"chunked")],
+    [(b"connection", b"foo")],
 ]  # fmt: skip
 
 
@@ -187,7 +198,13 @@ def test_whatever_is_answered_can_be_read(
     codec = begun(fast, request)
     first, *rest = bodies
     data = codec.encode_response(
-        status, check_headers(headers), [(b"server", b"s")], first, more=bool(rest), close=close, trailers=trailers
+        status,
+        check_headers(headers),
+        [(b"server", b"s")],
+        first,
+        more=bool(rest),
+        close=close,
+        trailers=trailers,
     )
     for number, piece in enumerate(rest, 2):
         data += codec.encode_body(piece, more=number < len(bodies) or trailers)
@@ -215,7 +232,11 @@ def test_whatever_is_answered_can_be_read(
 
 def test_nothing_is_encoded_of_a_wrong_head(fast: bool) -> None:
     codec = begun(fast)
-    for status, headers in ((99, []), (200, [(b"content-length", b"x")]), (200, [(b"transfer-encoding", b"x")])):
+    for status, headers in (
+        (99, []),
+        (200, [(b"content-length", b"x")]),
+        (200, [(b"transfer-encoding", b"x")]),
+    ):
         with pytest.raises(AppProtocolError):
             codec.encode_response(status, headers, [], b"", more=False, close=False)
         assert codec.response is None
@@ -233,7 +254,8 @@ def test_an_empty_piece_is_not_the_end(fast: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("declared", "size", "sent", "fault"), [(5, 5, 5, False), (5, 9, 5, True), (5, 3, 3, True), (0, 0, 0, False)]
+    ("declared", "size", "sent", "fault"),
+    [(5, 5, 5, False), (5, 9, 5, True), (5, 3, 3, True), (0, 0, 0, False)],
 )
 def test_files(fast: bool, declared: int, size: int, sent: int, fault: bool) -> None:
     codec = begun(fast)

@@ -22,8 +22,15 @@ TOKEN = set(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO
 
 
 def plan(
-    status: int = 200, headers: Headers | None = None, *, method: bytes = b"GET", version: str = "1.1",
-    keep_alive: bool = True, known: int | None = None, close: bool = False, defaults: Headers | None = None,
+    status: int = 200,
+    headers: Headers | None = None,
+    *,
+    method: bytes = b"GET",
+    version: str = "1.1",
+    keep_alive: bool = True,
+    known: int | None = None,
+    close: bool = False,
+    defaults: Headers | None = None,
 ) -> ResponseHead:
     request = Request(method, b"/", b"", version, [], keep_alive=keep_alive)
     return plan_response(request, status, headers or [], defaults or [], known_length=known, close=close)
@@ -51,7 +58,8 @@ def test_values_have_no_control_bytes(value: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [None, 5, [5], [(b"a",)], [(b"a", b"b", b"c")], [("a", b"b")], [(b"a", "b")], [(b"a", None)], ["ab"]]
+    "headers",
+    [None, 5, [5], [(b"a",)], [(b"a", b"b", b"c")], [("a", b"b")], [(b"a", "b")], [(b"a", None)], ["ab"]],
 )
 def test_what_is_no_list_of_pairs(headers: Any) -> None:
     with pytest.raises(AppProtocolError):
@@ -63,7 +71,9 @@ def test_any_iterable_and_any_bytes() -> None:
     assert check_headers(pairs) == [(b"a", b"b")]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [b"Content-Length", b"transfer-encoding", b"host", b"trailer", b"connection"])
+@pytest.mark.parametrize(
+    "name", [b"Content-Length", b"transfer-encoding", b"host", b"trailer", b"connection"]
+)
 def test_trailers_do_not_frame(name: bytes) -> None:
     with pytest.raises(AppProtocolError, match=name.decode().lower()):
         check_trailers([(name, b"1")])
@@ -96,7 +106,12 @@ def test_trailers_do_not_frame(name: bytes) -> None:
         (plan(304, [(b"content-length", b"3")]), Framing.NONE, [(b"content-length", b"3")], False),
         # as a GET would have been framed, as far as that is known (RFC 9110 section 9.3.2)
         (plan(method=b"HEAD", known=0), Framing.NONE, [], False),
-        (plan(headers=[(b"content-length", b"3")], method=b"HEAD"), Framing.NONE, [(b"content-length", b"3")], False),
+        (
+            plan(headers=[(b"content-length", b"3")], method=b"HEAD"),
+            Framing.NONE,
+            [(b"content-length", b"3")],
+            False,
+        ),
         (plan(205, method=b"HEAD"), Framing.NONE, [(b"content-length", b"0")], False),
     ],
 )

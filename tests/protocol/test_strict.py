@@ -1,4 +1,4 @@
-"""leanserve.protocol.strict: what h11 would take and we refuse. The corpus has the inputs; here are the rules."""
+"""leanserve.protocol.strict: what h11 would take and we refuse. The corpus has the inputs; here are rules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_plain_head_passes() -> None:
 @given(st.binary(min_size=1, max_size=1), st.integers(0, len(HEAD)))
 def test_a_control_byte_anywhere_is_refused(byte: bytes, at: int) -> None:
     status = status_of(HEAD[:at] + byte + HEAD[at:])
-    if byte[0] < 0x20 and byte != b"\t" or byte[0] == 0x7F:
+    if (byte[0] < 0x20 and byte != b"\t") or byte[0] == 0x7F:
         assert status == 400
 
 
@@ -156,7 +156,18 @@ def test_targets() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [b"a", b"?a", b"/a#b", b"*", b"ftp://a/", b"http://", b"http:///a", b"http://u@a/", b"http://a:b/", b"a:80"],
+    [
+        b"a",
+        b"?a",
+        b"/a#b",
+        b"*",
+        b"ftp://a/",
+        b"http://",
+        b"http:///a",
+        b"http://u@a/",
+        b"http://a:b/",
+        b"a:80",
+    ],
 )
 def test_targets_that_are_none(target: bytes) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
@@ -181,12 +192,16 @@ def test_host_is_demanded_once() -> None:
         build_request(b"GET", b"/", b"1.1", [(b"host", b"a"), (b"host", b"a")])
 
 
-@pytest.mark.parametrize("host", [b"", b"a", b"a:80", b"a:", b"[::1]:80", b"127.0.0.1", b"a_b", b"%41", b"[v1.x]"])
+@pytest.mark.parametrize(
+    "host", [b"", b"a", b"a:80", b"a:", b"[::1]:80", b"127.0.0.1", b"a_b", b"%41", b"[v1.x]"]
+)
 def test_hosts(host: bytes) -> None:
     assert request((b"host", host)).headers == [(b"host", host)]
 
 
-@pytest.mark.parametrize("host", [b"a b", b"a/b", b"a@b", b"a?", b"a:x", b"::1", b"[::1", b"a:123456", b"\xe9"])
+@pytest.mark.parametrize(
+    "host", [b"a b", b"a/b", b"a@b", b"a?", b"a:x", b"::1", b"[::1", b"a:123456", b"\xe9"]
+)
 def test_hosts_that_are_none(host: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         request((b"host", host))
@@ -284,9 +299,9 @@ def test_it_knows_the_end_in_any_pieces(cuts: list[int]) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"\r\n", b"g\r\n", b"0x5\r\n", b"+5\r\n", b"-1\r\n", b" 5\r\n", b"5 x\r\n", b"5\n", b"5_0\r\n", b"1" * 16 + b"\r\n",
-        b"5;a\x00\r\n", b"5\r\nhelloX\r\n", b"5\r\nhello\n", b"5\r\nhello\rX\n", b"0\r\nx: 1\n", b"0\r\n x: 1\r\n",
-        b"0\r\nx : 1\r\n", b"0\r\nx: \x00\r\n", b"0\r\nx\r\n",
+        b"\r\n", b"g\r\n", b"0x5\r\n", b"+5\r\n", b"-1\r\n", b" 5\r\n", b"5 x\r\n", b"5\n", b"5_0\r\n",
+        b"1" * 16 + b"\r\n", b"5;a\x00\r\n", b"5\r\nhelloX\r\n", b"5\r\nhello\n", b"5\r\nhello\rX\n",
+        b"0\r\nx: 1\n", b"0\r\n x: 1\r\n", b"0\r\nx : 1\r\n", b"0\r\nx: \x00\r\n", b"0\r\nx\r\n",
     ],
 )  # fmt: skip
 def test_malformed_chunks(data: bytes) -> None:

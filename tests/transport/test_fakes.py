@@ -145,7 +145,7 @@ def test_data_and_an_end_that_closes(kind: str) -> None:
 
 
 def test_writing_behind_a_close(kind: str) -> None:
-    """Until connection_lost it is dropped; after that asyncio drops it and uvloop raises: nobody may do it."""
+    """Until connection_lost it is dropped; after that asyncio drops it and uvloop raises."""
 
     async def check() -> None:
         protocol = Recorder()

@@ -81,7 +81,11 @@ def test_files_in_a_row(loop: str, files: Path) -> None:
         app = Files(files)
         async with serving(app) as worker, await Client.open(worker) as client:
             await client.send(
-                get("small") + get("empty") + get("small", method="HEAD") + get("big") + get("small", close=True)
+                get("small")
+                + get("empty")
+                + get("small", method="HEAD")
+                + get("big")
+                + get("small", close=True)
             )
             found = await client.read_all(b"GET", b"GET", b"HEAD", b"GET", b"GET")
             assert [response.get(b"content-length") for response in found] == [

@@ -1,4 +1,4 @@
-"""leanserve.transport.tls: settings that work, settings that fail with one line, and what an application sees."""
+"""leanserve.transport.tls: settings that work, settings that fail with one line, and the tls extension."""
 
 from __future__ import annotations
 
@@ -196,7 +196,11 @@ def test_extension(loop: str, folder: Path, authority: trustme.CA, version: ssl.
             assert tls["tls_version"] == {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}[ours.version()]
             known = {it["name"]: it["id"] & 0xFFFF for it in context.get_ciphers()}
             assert tls["cipher_suite"] == known[ours.cipher()[0]]
-            assert (tls["client_cert_chain"], tls["client_cert_name"], tls["client_cert_error"]) == ([], None, None)
+            assert (tls["client_cert_chain"], tls["client_cert_name"], tls["client_cert_error"]) == (
+                [],
+                None,
+                None,
+            )
             writer.close()
             await writer.wait_closed()
             await eventually(lambda: not worker.connections)

@@ -62,7 +62,7 @@ def test_who_got_through_is_served_and_who_comes_later_is_not(
             acceptor = Acceptor(Greeter, Settings(), [sock], None)
             await acceptor.open()
             # Connected in the kernel; the loop had no turn to accept them.
-            clients = [socket.create_connection(sock.getsockname()[:2]) if host else unix(sock) for _ in range(30)]
+            clients = [connected(sock) for _ in range(30)]
             await acceptor.close()
             await asyncio.sleep(0.05)
             for client in clients:
@@ -74,8 +74,8 @@ def test_who_got_through_is_served_and_who_comes_later_is_not(
     run(loop, main)
 
 
-def unix(sock: socket.socket) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
+def connected(sock: socket.socket) -> socket.socket:
+    client = socket.socket(sock.family)
     client.connect(sock.getsockname())
     return client
 

@@ -48,7 +48,9 @@ def test_one_line_at_completion(switched_on: bool, caplog: pytest.LogCaptureFixt
         if scope["path"] == "/boom":
             raise ValueError
         await send({"type": "http.response.start", "status": 201})
-        assert not [it for it in caplog.records if it.name == "leanserve.access" and "/last" in it.getMessage()]
+        assert not [
+            it for it in caplog.records if it.name == "leanserve.access" and "/last" in it.getMessage()
+        ]
         await send({"type": "http.response.body", "body": b"abc"})
 
     async def main() -> None:

@@ -24,10 +24,11 @@ def test_concurrency() -> None:
 @pytest.mark.parametrize("jitter", [0, 5])
 def test_full_is_said_once_at_the_limit_or_up_to_jitter_later(jitter: int) -> None:
     calls: list[int] = []
-    count = 0
     settings = WorkerSettings(limit_max_requests=10, limit_max_requests_jitter=jitter)
-    admission = Admission(settings, lambda: calls.append(count))
-    for count in range(1, 40):
+    begun: list[int] = []
+    admission = Admission(settings, lambda: calls.append(len(begun)))
+    for number in range(1, 40):
+        begun.append(number)
         assert admission.admit(0)  # full is no reason to refuse: the successor may not be ready
     assert len(calls) == 1
     assert 10 <= calls[0] <= 10 + jitter

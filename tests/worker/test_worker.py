@@ -128,7 +128,12 @@ def test_default_headers_can_be_switched_off(loop: str) -> None:
         flat = {"server_header": False, "date_header": False, "header": ("X-One: 1", "x-two:2")}
         async with serving(hello, **flat) as worker:
             (response,) = await fetch(worker, CLOSE)
-            assert {name for name, _ in response.headers} == {b"content-length", b"connection", b"x-one", b"x-two"}
+            assert {name for name, _ in response.headers} == {
+                b"content-length",
+                b"connection",
+                b"x-one",
+                b"x-two",
+            }
             (refusal,) = await fetch(worker, b"\x00\r\n\r\n")
             assert refusal.get(b"x-one") == b"1"
             assert refusal.get(b"server") is None
@@ -369,7 +374,8 @@ def test_resets_leave_nothing_behind(loop: str) -> None:
 def test_deadlines_on_real_time(loop: str) -> None:
     async def main() -> None:
         flat = {
-            "first_byte_timeout": 0.1, "header_timeout": 0.2, "keep_alive_timeout": 0.1, "linger_timeout": 0.1,
+            "first_byte_timeout": 0.1, "header_timeout": 0.2, "keep_alive_timeout": 0.1,
+            "linger_timeout": 0.1,
         }  # fmt: skip
         async with serving(hello, **flat) as worker:
             async with await Client.open(worker) as silent:
