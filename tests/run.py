@@ -1,0 +1,74 @@
+"""Every gate, one command: `python tests/run.py [pytest arguments]`. Exit status 0 when all of them pass.
+
+Run it with the interpreter of the project's virtual environment. It installs what only the tests need and pip
+does not have: the npm client `ws` into .dev/, where npm is there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GATES = {
+    "ruff": ["ruff", "check", "src", "tests", "benchmarks"],
+    "mypy": ["mypy"],
+    "import contract": ["lint-imports"],
+}
+
+
+def install_node_client() -> None:
+    """The `ws` package from the npm registry; tests that need it are skipped without, with the reason."""
+    npm = shutil.which("npm")
+    if npm is None or (ROOT / ".dev" / "node_modules" / "ws").is_dir():
+        return
+    command = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", ".dev", "ws@8"]
+    try:
+        subprocess.run(command, cwd=ROOT, timeout=120, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"ws was not installed: {error}", flush=True)
+
+
+def install_browser() -> None:
+    """Chromium, in CI only: nobody else wants a browser installed by a test command."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    wanted = os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get")
+    if not wanted or any(map(shutil.which, names)):
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "chromium"]
+    try:
+        for command in (["apt-get", "update", "--quiet"], install):
+            subprocess.run(
+                command, env=environment, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+                timeout=300, check=True,
+            )
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"chromium was not installed: {error}", flush=True)
+
+
+def run(name: str, command: list[str]) -> bool:
+    """Run one gate from the environment's own bin folder; True when it passed."""
+    tool = Path(sys.executable).parent / command[0]
+    begun = time.monotonic()
+    done = subprocess.run([str(tool), *command[1:]], cwd=ROOT, check=False)
+    passed = done.returncode == 0
+    print(f"{name}: {'passed' if passed else 'FAILED'} ({time.monotonic() - begun:.0f} s)", flush=True)
+    return passed
+
+
+def main(arguments: list[str]) -> int:
+    """Run all gates, the tests last, so that their summary is the last thing to read."""
+    install_node_client()
+    install_browser()
+    passed = [run(name, command) for name, command in GATES.items()]
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT, check=False)
+    return tests.returncode or (0 if all(passed) else 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
