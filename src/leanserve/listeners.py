@@ -212,6 +212,14 @@ class Listeners:
         if slot not in self._slots:
             self._slots[slot] = [_reuseport_socket(port.family, port.sockaddr) for port in self._ports]
 
+    def refuse(self, slot: int) -> None:
+        """Let the slot's own sockets listen no more, whoever holds copies of them."""
+        for sock in self._slots.get(slot, ()):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it does not listen
+
     def close_slot(self, slot: int) -> None:
         """Close our copies of the slot's own sockets: a worker that holds copies decides their end then."""
         for sock in self._slots.pop(slot, ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import pickle
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -18,6 +21,7 @@ from typing import Any, ClassVar
 from leanserve.channel import Channel, WorkerSpec
 from leanserve.errors import SettingsError
 from leanserve.machine import Machine
+from leanserve.supervisor.signals import HANDLED
 
 __all__ = ["Child", "ChildMachine", "ChildMove", "ChildState", "fork_worker", "spawn_worker"]
 
@@ -99,9 +103,9 @@ class Child:
         booting = self.state is ChildState.STARTING
         self.machine.advance(ChildMove.RETIRE)
         self.kill_at_s = min(self.kill_at_s, kill_at_s)
-        if booting:
+        heard = self.channel.send({"order": order})
+        if booting or not heard:  # an application may close descriptors that are not its own
             self.signal(signal.SIGTERM)
-        self.channel.send({"order": order})
 
     def kill(self) -> None:
         """SIGKILL: it had its time."""
@@ -110,12 +114,12 @@ class Child:
         self.signal(signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal. The pid cannot have been reused: only :meth:`reap` frees it."""
+        """Send a signal. The pid cannot have been reused: only :meth:`wait` frees it."""
         if self.state is not ChildState.REAPED:
             os.kill(self.pid, number)
 
-    def reap(self) -> int | None:
-        """Its exit code if it has ended (negative: the signal that ended it), else None."""
+    def wait(self) -> int | None:
+        """Its exit code if it has ended (negative: the signal that ended it), else None. Once."""
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
@@ -123,8 +127,6 @@ class Child:
             pid, status = self.pid, 0
         if pid != self.pid:
             return None
-        self.machine.advance(ChildMove.REAP)
-        self.channel.close()
         return os.waitstatus_to_exitcode(status)
 
 
@@ -137,22 +139,39 @@ def resolve(name: str) -> Callable[[WorkerSpec], int]:
 
 def fork_worker(spec: WorkerSpec, entry: str, leave: Callable[[], None]) -> int:
     """Fork a worker; return its pid. `leave` runs in the child and drops what is the parent's alone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
+    # A signal that comes between the fork and the child's own set-up must wait, not vanish in our handlers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     code = 1
     try:
         leave()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        atexit._clear()  # the parent's; what the application registers from here on is run
         code = resolve(entry)(spec)
-    except KeyboardInterrupt:
-        code = 130  # between fork and the worker's own signal set-up
+        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
+        atexit._run_exitfuncs()
     finally:
-        # Not sys.exit: the parent's atexit handlers and finally blocks are not this process's to run.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        # Whatever happened: the parent's frames lie below, with cleaning up that is not this process's to do.
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        try:
+            _flush()
+        finally:
+            os._exit(code)
+
+
+def _flush() -> None:
+    """Empty the buffers, so that nothing is written twice; a full disk is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            pass
 
 
 def spawn_worker(spec: WorkerSpec, entry: str) -> int:
@@ -167,14 +186,17 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
         name: getattr(spec, name)
         for name in ("app", "settings", "slot", "generation", "scoreboard_fd", "lane", "parent_pid", "born_s")
     }
-    facts |= {"channel": spec.channel.fileno(), "listeners": listeners, "path": sys.path}
+    facts |= {"channel": spec.channel.fileno(), "listeners": listeners}
     with tempfile.TemporaryFile() as file:
         try:
             pickle.dump(facts, file)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise SettingsError(f"start_method=spawn needs names, not objects: {error}") from error
         file.seek(0)
-        code = f"import sys; from {module} import main_of_spawned as m; sys.exit(m({file.fileno()}))"
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from {module} import main_of_spawned as m; sys.exit(m({file.fileno()}))"
+        )
         inherited = {file.fileno(), spec.channel.fileno(), *(fd for slot in listeners for fd in slot)}
         if spec.scoreboard_fd >= 0:
             inherited.add(spec.scoreboard_fd)

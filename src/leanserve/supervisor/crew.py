@@ -91,15 +91,14 @@ class Crew:
         """What the worker has written on the scoreboard."""
         return self.scoreboard.read(child.slot, child.lane)
 
-    def reap(self) -> list[tuple[Child, ChildState, int]]:
-        """The children that have ended: each with its last state and its exit code."""
+    def take_ended(self) -> list[tuple[Child, int]]:
+        """The children that have ended, each with its exit code; they are this crew's no longer."""
         ended = []
         for child in list(self.children.values()):
-            state = child.state
-            code = child.reap()
+            code = child.wait()
             if code is not None:
                 del self.children[child.pid]
-                ended.append((child, state, code))
+                ended.append((child, code))
         return ended
 
     def close(self) -> None:

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import os
 import random
 from collections import deque
-from pathlib import Path
 
+from leanserve.errors import SettingsError
+from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import PoolSettings
+from leanserve.supervisor.cgroup import available_cpus
 
 __all__ = ["Restarts", "count_workers"]
 
-_CGROUP = Path("/sys/fs/cgroup")
 _FIRST_WAIT_S = 0.1
 
 
-def count_workers(workers: int | str, cgroup: Path = _CGROUP) -> int:
+def count_workers(workers: int | str) -> int:
     """The number meant by the setting; "auto" is the CPUs that this process may use.
 
-    The smaller of the CPU affinity and the cgroup's quota, at least 1.
+    Raises:
+        SettingsError: more than the scoreboard has room for.
     """
-    if isinstance(workers, int):
-        return workers
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read_quota(cgroup)
-    return max(1, usable if quota is None else min(usable, math.ceil(quota)))
-
-
-def _read_quota(cgroup: Path) -> float | None:
-    """CPUs allowed by cgroup v2 (``cpu.max``) or v1 (``cpu.cfs_quota_us``); None without a quota."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not quota.isdigit() or not period.isdigit() or not int(period):
-        return None  # "max", or -1
-    return int(quota) / int(period)
+    number = workers if isinstance(workers, int) else available_cpus()
+    if number > MAX_SLOTS:
+        raise SettingsError(f"workers: {number} is more than the {MAX_SLOTS} that one server can have")
+    return number
 
 
 class Restarts:
@@ -62,11 +46,12 @@ class Restarts:
         while self._crashes and self._crashes[0] <= now_s - window:
             self._crashes.popleft()
         self._crashes.append(now_s)
-        if len(self._crashes) > self._settings.restart_limit:
+        row = 0 if lived_s >= window else self._in_a_row.get(slot, 0)
+        self._in_a_row[slot] = row + 1
+        # The second count is for a slot whose waits and boots are so long that the window never fills.
+        if max(len(self._crashes), row + 1) > self._settings.restart_limit:
             return None
-        row = self._in_a_row.get(slot, 0)
-        self._in_a_row[slot] = 1 if lived_s >= window else row + 1
-        if row == 0 or lived_s >= window:
+        if row == 0:
             return 0.0
         wait = min(_FIRST_WAIT_S * 2.0 ** (row - 1), self._settings.restart_backoff_max)
         return wait * random.uniform(0.8, 1.2)

@@ -7,6 +7,7 @@ import signal
 from fnmatch import fnmatch
 from pathlib import Path
 
+from leanserve.errors import SettingsError
 from leanserve.settings import ReloadSettings
 
 __all__ = ["Watcher", "matches"]
@@ -20,6 +21,9 @@ class Watcher:
     def __init__(self, settings: ReloadSettings) -> None:
         self._settings = settings
         self._pid = 0
+        for name in settings.reload_dir:
+            if not Path(name).is_dir():
+                raise SettingsError(f"reload_dir {name} is no directory")
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._partial = b""
@@ -41,19 +45,29 @@ class Watcher:
         return self._reader
 
     def take(self) -> list[str]:
-        """Names of the files that have changed since the last call."""
+        """Names of the files that have changed since the last call.
+
+        Raises:
+            EOFError: the watching process is gone.
+        """
         try:
-            self._partial += os.read(self._reader, _LINE_BYTES)
+            data = os.read(self._reader, _LINE_BYTES)
         except BlockingIOError:
             return []
+        if not data:
+            raise EOFError
+        self._partial += data
         *lines, self._partial = self._partial.split(b"\n")
         return [os.fsdecode(line) for line in dict.fromkeys(lines)]
 
     def close(self) -> None:
         """Stop watching."""
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        try:
+            if self._pid:
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it went before
         os.close(self._reader)
 
 
@@ -73,10 +87,11 @@ def _watch(settings: ReloadSettings, writer: int) -> None:
     for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTTIN", "SIGTTOU"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    usual = watchfiles.DefaultFilter()  # leaves out .git, .venv, node_modules and their like
     directories = [Path(name) for name in settings.reload_dir] or [Path.cwd()]
     for changes in watchfiles.watch(
         *directories,
-        watch_filter=lambda _change, path: matches(path, settings),
+        watch_filter=lambda change, path: usual(change, path) and matches(path, settings),
         debounce=max(int(settings.reload_delay * 1000), 1),
         rust_timeout=1000,
         yield_on_timeout=True,

@@ -7,9 +7,12 @@ import signal
 from types import FrameType
 from typing import Any
 
-__all__ = ["SignalQueue"]
+__all__ = ["HANDLED", "SignalQueue"]
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGCHLD")
+
+#: What the supervisor takes, as far as the platform has it.
+HANDLED: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class SignalQueue:
@@ -30,10 +33,8 @@ class SignalQueue:
     def open(self) -> None:
         """Take the signals over. Main thread only (ValueError elsewhere)."""
         self._former_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for name in _NAMES:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._former[number] = signal.signal(number, self._handle)
+        for number in HANDLED:
+            self._former[number] = signal.signal(number, self._handle)
 
     def close(self, *, ignore: bool = False) -> None:
         """Give them back, or ignore them when the process is about to exit.

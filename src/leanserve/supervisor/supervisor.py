@@ -11,6 +11,7 @@ import selectors
 import signal
 import time
 from collections import deque
+from collections.abc import Collection
 from enum import IntEnum
 from math import inf
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 from leanserve.listeners import open_listeners
 from leanserve.machine import Machine
 from leanserve.settings import Settings
+from leanserve.supervisor.cgroup import oom_kills
 from leanserve.supervisor.child import Child, ChildMove, ChildState
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.pool import Restarts, count_workers
@@ -104,6 +106,7 @@ class Supervisor:
         self._roll: deque[int] = deque()
         self._watcher = Watcher(settings.reload) if settings.reload.reload else None
         self._exit_code = 0
+        self._oom_kills = oom_kills()
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.machine.state.name} {len(self._crew.children)} workers>"
@@ -165,12 +168,20 @@ class Supervisor:
         for key, _ in self._selector.select(timeout):
             if isinstance(key.data, Child):
                 self._hear(key.data)
-            elif key.fileobj is self._watcher and self._watcher is not None:
-                self._reload(self._watcher.take())
+            elif key.fileobj is self._watcher:
+                self._look_at_files()
         for number in self._signals.take():
             self._handle(number)
         self._reap()
         self._keep_times()
+
+    def _look_at_files(self) -> None:
+        assert self._watcher is not None
+        try:
+            self._reload(self._watcher.take())
+        except EOFError:
+            logger.error("the process that watches for changes has died; start again to reload on changes")
+            self._selector.unregister(self._watcher)
 
     def _handle(self, number: signal.Signals) -> None:
         name = _HANDLERS.get(number.name)
@@ -218,24 +229,31 @@ class Supervisor:
         self.machine.advance(SupervisorMove.READY)
         if child.state is ChildState.READY:
             for older in self._crew.serving(child.slot):
-                if older is not child:
-                    older.retire("retire", self._last_moment())
+                # One that is newer has the newer code, and its turn when it is ready.
+                if older.generation < child.generation:
+                    older.retire("retire", self._last_moment(older))
 
     def _reap(self) -> None:
-        for child, state, code in self._crew.reap():
-            if child.channel in [key.fileobj for key in list(self._selector.get_map().values())]:
+        for child, code in self._crew.take_ended():
+            if child.channel.fileno() in self._selector.get_map():
+                self._hear(child)  # its last words
+            if child.channel.fileno() in self._selector.get_map():
                 self._selector.unregister(child.channel)
+            state = child.state
+            child.machine.advance(ChildMove.REAP)
+            child.channel.close()
             self._ended(child, state, code)
         if self.machine.state is SupervisorState.STOPPING and not self._crew.children:
             self.machine.advance(SupervisorMove.ALL_GONE)
         if os.getpid() == 1:
-            _reap_strangers()
+            _reap_strangers(self._crew.children)
 
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
             logger.debug("worker %s has left (%s)", _name(child), _describe(code))
         elif state >= ChildState.RETIRING:
             logger.info("worker %s has left", _name(child))
+            self._close_removed_slot(child.slot)
             if child.slot < self.slots and not self._crew.in_slot(child.slot):
                 self._start(child.slot)  # a reload stops first and starts then
             self._next_in_roll()
@@ -258,7 +276,11 @@ class Supervisor:
                 self._stop()
             return
         in_flight = self._crew.record(child).in_flight
-        logger.error("worker %s died: %s; requests in flight: %d", _name(child), _why(child, code), in_flight)
+        killed, self._oom_kills = oom_kills() - self._oom_kills, oom_kills()
+        hint = ", out of memory" if killed and code == -signal.SIGKILL else ""
+        logger.error(
+            "worker %s died: %s%s; requests in flight: %d", _name(child), _why(child, code), hint, in_flight
+        )
         now = time.monotonic()
         wait = self._restarts.note_crash(child.slot, now, now - child.born_s)
         if wait is None:
@@ -317,7 +339,10 @@ class Supervisor:
 
     # Signals
 
-    def _last_moment(self) -> float:
+    def _last_moment(self, child: Child | None = None) -> float:
+        """When a worker that is told to leave now has had its time; monotonic seconds."""
+        if child is not None and child.state is ChildState.STARTING:
+            return time.monotonic() + _BOOT_GRACE_S
         drain = self.settings.drain
         lifespan = self.settings.load.lifespan_shutdown_timeout or 0.0
         return (
@@ -343,6 +368,9 @@ class Supervisor:
                 child.retire("hurry", time.monotonic() + _HURRY_S)
             else:
                 child.retire("drain", self._last_moment())
+        for slot in range(self.slots):
+            if not self._crew.in_slot(slot):
+                self.listeners.refuse(slot)  # nobody is there to accept what it queues
 
     def _quit(self) -> None:
         self.machine.advance(SupervisorMove.STOP)
@@ -379,8 +407,14 @@ class Supervisor:
             # A listener of its own goes with the worker, which empties its queue; a shared one stays.
             order = "drain" if self.listeners.per_slot else "retire"
             for child in self._crew.in_slot(self.slots):
-                child.retire(order, self._last_moment())
-            self.listeners.close_slot(self.slots)
+                child.retire(order, self._last_moment(child))
+            self._close_removed_slot(self.slots)
+
+    def _close_removed_slot(self, slot: int) -> None:
+        """The listeners of a slot that is gone, once nobody empties them any more."""
+        if slot >= self.slots and not self._crew.in_slot(slot):
+            self.listeners.refuse(slot)
+            self.listeners.close_slot(slot)
 
 
 _HANDLERS = {
@@ -398,20 +432,22 @@ def _name(child: Child) -> str:
 
 
 def _describe(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    hint = "; was it out of memory?" if code == -signal.SIGKILL else ""
-    return f"signal {signal.Signals(-code).name}{hint}"
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
 def _why(child: Child, code: int) -> str:
     return child.error or _describe(code)
 
 
-def _reap_strangers() -> None:
-    """As PID 1 of a container we inherit the orphans of others, and nobody else waits for them."""
+def _reap_strangers(ours: Collection[int]) -> None:
+    """As PID 1 of a container we inherit the orphans of others, and nobody else waits for them.
+
+    Looking before taking leaves the workers' exit codes to those who want them.
+    """
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in ours:
+                return  # another turn of the loop takes it; its SIGCHLD has come
+            os.waitpid(found.si_pid, os.WNOHANG)
     except ChildProcessError:
         pass  # none left

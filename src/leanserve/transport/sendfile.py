@@ -72,8 +72,8 @@ async def _writable(out: int, connection: Connection) -> None:
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
     loop.add_writer(out, _set, waiter)
-    # While the duplicate is open, a socket whose peer reads nothing stays as it is even when its connection is
-    # lost: then the gate wakes us.
+    # While the duplicate is open, a socket whose peer reads nothing stays as it is even when its connection
+    # is lost: then the gate wakes us.
     connection.gate.watch(waiter)
     try:
         await waiter

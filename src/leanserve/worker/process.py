@@ -19,6 +19,7 @@ import anyio
 from leanserve.asgi.interfaces import load_app
 from leanserve.channel import Channel, WorkerSpec
 from leanserve.errors import BootFailed, SettingsError
+from leanserve.listeners import Listener
 from leanserve.scoreboard import Scoreboard
 from leanserve.worker.worker import Worker
 
@@ -59,10 +60,11 @@ def main_of_spawned(fd: int) -> int:
     """
     with os.fdopen(fd, "rb") as file:
         facts: dict[str, Any] = pickle.load(file)
-    sys.path[:] = facts.pop("path")
     channel = Channel(socket.socket(fileno=facts.pop("channel")))
     channel.sock.setblocking(False)
-    slots = [[socket.socket(fileno=number) for number in slot] for slot in facts.pop("listeners")]
+    slots: list[list[socket.socket]] = [
+        [Listener(fileno=number) for number in slot] for slot in facts.pop("listeners")
+    ]
     for sock in (sock for slot in slots for sock in slot):
         sock.setblocking(False)
     spec = WorkerSpec(channel=channel, listeners=slots, **facts)
@@ -134,13 +136,22 @@ class _Orders:
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[bool] = self._loop.create_future()
-        # Somebody meant this worker alone: its listeners stay for its successor.
-        self._loop.add_signal_handler(signal.SIGTERM, self._take, "retire")
+        # Not the loop's own kind of handler: this one also runs while the application blocks the loop.
+        self._parent_pid = os.getppid()
+        signal.signal(signal.SIGTERM, self._terminated)
         self._loop.add_reader(channel.fileno(), self._read)
 
     async def wait_stop(self) -> bool:
         """Wait for the end; True when somebody else goes on accepting from the listeners."""
         return await self._stop
+
+    def _terminated(self, _number: int, _frame: Any) -> None:
+        """SIGTERM for this worker alone: its listeners stay for its successor. Or the kernel's word that the
+        supervisor is gone; then a blocked loop gets no more time than any other."""
+        if os.getppid() != self._parent_pid:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, _ORPHAN_EXIT_S)
+        self._loop.call_soon_threadsafe(self._take, "retire")
 
     def _read(self) -> None:
         try:
