@@ -558,6 +558,29 @@ def test_half_close_is_heard_behind_the_body(rig: Any) -> None:
     assert app.errors == []
 
 
+def test_half_close_before_the_body_is_received(rig: Any) -> None:
+    app = Listens(after=[start(), body(b"still")])
+    it = rig(app)
+    it.methods.append(b"POST")
+    it.transport.feed(POST + b"hello")
+    it.transport.feed_eof()
+    it.service.loop.run()
+    assert app.heard[0] == {"type": "http.request", "body": b"hello", "more_body": False}
+    assert [message["type"] for message in app.heard[1:]] == ["http.disconnect"] * 4
+    assert it.read()[0].body == b"still"
+
+
+def test_what_nobody_will_receive_is_not_kept(rig: Any) -> None:
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    it = rig(waits)
+    it.ask(POST + b"he")
+    it.transport.feed_reset()
+    it.service.loop.run()
+    assert it.service.exchanges[0].undelivered == b""
+
+
 def test_a_body_in_pieces(rig: Any) -> None:
     heard: list[Any] = []
 
@@ -633,6 +656,22 @@ def test_no_100_for_an_application_that_does_not_read(rig: Any) -> None:
     it = rig(Script(start(413), body()))
     (response,) = it.ask(EXPECT)
     assert (response.interim, response.status, response.closes) == ([], 413, True)
+
+
+def test_no_100_within_a_response(rig: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send(body(b"first", more=True))
+        message = await receive()
+        await send(body(message["body"]))
+
+    it = rig(app)
+    it.ask(EXPECT)
+    it.transport.feed(b"hello")
+    it.service.loop.run()
+    (response,) = it.read()
+    assert (response.interim, response.body) == ([], b"firsthello")
+    assert b" 100 " not in it.transport.wire
 
 
 def test_no_100_for_an_old_client(rig: Any) -> None:

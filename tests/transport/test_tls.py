@@ -275,6 +275,40 @@ def test_a_handshake_does_not_outlast_the_drain(loop: str, folder: Path) -> None
     run(loop, main)
 
 
+def test_a_handshake_under_way_is_served_by_the_drain(loop: str, folder: Path, authority: trustme.CA) -> None:
+    """Its client's connect() has succeeded: like whoever stands in the accept queue, it gets its answer."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+
+    async def step(client: Client, action: Any) -> Any:
+        while True:
+            try:
+                return action()
+            except ssl.SSLWantReadError:
+                await client.send(outgoing.read())
+                incoming.write(await client.read())
+            finally:
+                if data := outgoing.read():
+                    await client.send(data)
+
+    async def main() -> None:
+        flat = {"ssl_certfile": str(folder / "one.both"), "drain_idle_timeout": 0.5}
+        async with serving(hello, **flat) as worker, await Client.open(worker) as client:
+            await asyncio.sleep(0.05)
+            draining = asyncio.ensure_future(worker.drain())
+            await asyncio.sleep(0.2)
+            assert not draining.done()
+            await step(client, tls.do_handshake)
+            tls.write(GET)
+            answer = await step(client, lambda: tls.read(10_000))
+            assert b"connection: close" in answer
+            await asyncio.wait_for(draining, 5)
+
+    run(loop, main)
+
+
 def test_describe_without_a_client_certificate() -> None:
     class Quiet:
         context = ssl.create_default_context()
