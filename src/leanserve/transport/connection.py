@@ -369,6 +369,8 @@ class Connection(asyncio.Protocol):
         elif wait is Wait.NEXT_REQUEST and _has_input(self.transport):
             # A request arrived while the timer was about to fire: serve it instead of closing on it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
+        elif wait is Wait.FIRST_BYTE and self.service.draining and _has_input(self.transport):
+            self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
         else:
             # Nothing of ours is under way to the peer, but for a response sent ahead of the request's end.
             self.finish(linger=wait is Wait.REST_OF_BODY)
