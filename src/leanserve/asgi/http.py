@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from leanserve.asgi.messages import (
@@ -250,8 +250,10 @@ class HttpExchange:
     def _early_hint(self, message: Message) -> None:
         """RFC 8297: 103 with Link headers, before the final head; too late or too old a client: ignored."""
         if self.response.state <= ResponseState.HELD and self.request.version == "1.1":
-            links = check_headers((b"link", bytes(link)) for link in message.get("links", ()))
-            self.connection.send_interim(103, links)
+            links = message.get("links", ())
+            if not isinstance(links, Iterable):
+                raise AppProtocolError(f"links must be an iterable of bytes, not {type(links).__name__}")
+            self.connection.send_interim(103, check_headers((b"link", link) for link in links))
 
     async def _path(self, message: Message) -> None:
         """The body is a file; it is the whole body."""
