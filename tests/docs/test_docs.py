@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 
 from docs.documents import DOCS, ROOT, Block, blocks, code, pages, read, table
 from harness import free_port, wait_until
+from leanserve.cli import build_command, settings_from
 from leanserve.machine import Machine
+from leanserve.settings import Settings
 
 PACKAGE = ROOT / "src" / "leanserve"
 
@@ -35,7 +38,7 @@ def blocks_of(*kinds: str) -> list[pytest.param]:
     return [
         pytest.param(page, block, id=f"{page.relative_to(ROOT)}:{block.line}")
         for page in pages()
-        if page != ROOT / "README.md"  # its commands set up a machine: tests of their own
+        if page != ROOT / "README.md"  # see below
         for block in blocks(page.read_text(encoding="utf-8"))
         if block.kind in kinds
     ]
@@ -141,8 +144,9 @@ def test_python_block(page: Path, block: Block, tmp_path: Path) -> None:
 class Shell:
     """Runs the lines of one console block: ``$ command``, then what it prints (``...`` is anything)."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, folder: Path = ROOT) -> None:
         self.log = log
+        self.folder = folder
         self.port = free_port()
         self.server: subprocess.Popen[bytes] | None = None
 
@@ -152,7 +156,7 @@ class Shell:
             command, _, expected = part.partition("\n")
             command = command.replace("8000", str(self.port))
             if command.endswith(" &"):
-                self._start(command.removesuffix(" &"))
+                self.start(command.removesuffix(" &"))
             else:
                 self._run(command, expected)
 
@@ -160,11 +164,12 @@ class Shell:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
-    def _start(self, command: str) -> None:
+    def start(self, command: str) -> None:
+        """Start a server and wait until it listens."""
         assert self.server is None, "one server per block"
         with self.log.open("wb") as output:
             self.server = subprocess.Popen(
-                f"exec {command}", shell=True, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output,
+                f"exec {command}", shell=True, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, env=self._environment(), start_new_session=True,
             )  # fmt: skip
         wait_until(lambda: "listening on" in self.log.read_text(), 30, f"{command} listens")
@@ -174,7 +179,7 @@ class Shell:
             assert self.server is not None
             command = command.replace("$!", str(self.server.pid))
         done = subprocess.run(
-            command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=55,
+            command, shell=True, cwd=self.folder, capture_output=True, text=True, timeout=55,
             env=self._environment(),
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -201,3 +206,32 @@ def test_console_block(page: Path, block: Block, tmp_path: Path) -> None:
         shell.run(block.text)
     finally:
         shell.close()
+
+
+# The README: its curl calls and its test command are run by tests/test_readme.py
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STARTS = re.findall(r"^python -m leanserve (.*)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("arguments", STARTS)
+def test_readme_start_commands_are_understood(arguments: str) -> None:
+    context = build_command().make_context("leanserve", shlex.split(arguments))
+    given = {name: value for name, value in context.params.items() if name != "app"}
+    assert context.params["app"]
+    assert settings_from(given, {}) != Settings()
+
+
+def test_readme_python_blocks_serve(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("async def app(scope, receive, send): pass\n")
+    found = [block for block in blocks(README) if block.kind == "python"]
+    assert found
+    for block in found:
+        assert "port=8000" in block.text
+        script = tmp_path / "block.py"
+        script.write_text(block.text.replace("port=8000", f"port={free_port()}"), encoding="utf-8")
+        shell = Shell(tmp_path / "server.log", tmp_path)
+        try:
+            shell.start(f"{sys.executable} {script}")
+        finally:
+            shell.close()
