@@ -94,3 +94,16 @@ def test_what_is_remembered_is_bounded() -> None:
         headers = [(b"x-forwarded-for", b"203.0.113.7, " + address.encode())]
         assert proxies.resolve(headers, (address, 1), "http")[0] == ("203.0.113.7", 0)
     assert len(proxies._known) <= 1025
+
+
+@pytest.mark.parametrize(("proto", "scheme"), [(b"wss", "https"), (b"ws", "http"), (b"ftp", "http")])
+def test_proxies_that_name_the_websocket_scheme(proto: bytes, scheme: str) -> None:
+    proxies = TrustedProxies("127.0.0.1")
+    assert proxies.resolve([(b"x-forwarded-proto", proto)], ("127.0.0.1", 1), "http")[1] == scheme
+
+
+@pytest.mark.parametrize("value", [b"[::1", b"[2001:db8::1]x", b"[2001:db8::1"])
+def test_a_malformed_bracket_leaves_the_peer(value: bytes) -> None:
+    proxies = TrustedProxies("127.0.0.1")
+    client = ("127.0.0.1", 1)
+    assert proxies.resolve([(b"x-forwarded-for", value)], client, "http")[0] == client

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fakes import FakeService, FakeTransport
-from leanserve.asgi.http import (
+from leanserve.asgi.states import (
     BodyMachine,
     BodyMove,
     BodyState,

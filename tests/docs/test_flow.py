@@ -62,7 +62,9 @@ def _hops(text: str) -> list[Hop]:
     lanes = _lanes(lines[:first], columns)
     hops = []
     for line in lines[first:]:
-        for found in _CALL.finditer(line):
+        calls = list(_CALL.finditer(line))
+        assert calls or not re.search(r"--|\*", line), f"not understood: {line}"
+        for found in calls:
             at = found.end() if found[1] else found.start()
             lane = lanes[columns.index(at)]
             if lane.prefix:

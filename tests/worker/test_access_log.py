@@ -70,3 +70,9 @@ def test_one_line_at_completion(switched_on: bool, caplog: pytest.LogCaptureFixt
     assert '"GET /boom HTTP/1.1" 500 21 ' in lines[0]
     assert lines[0].endswith("app_error")
     assert '"GET /last?x HTTP/1.1" 201 3 ' in lines[1]
+
+
+def test_a_quote_in_the_target_cannot_end_the_quoted_part(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "leanserve.access"):
+        write_access(record(path='/a"', query='" 200 0'))
+    assert caplog.records[0].getMessage().count('"') == 2

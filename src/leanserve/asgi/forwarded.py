@@ -11,6 +11,9 @@ __all__ = ["TrustedProxies"]
 
 _KNOWN_ADDRESSES = 1024
 
+# Some proxies say "wss" of a WebSocket.
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -53,8 +56,7 @@ class TrustedProxies:
                 forwarded += [item.strip() for item in value.decode("latin-1").split(",")]
             elif name == b"x-forwarded-proto":
                 proto = value.decode("latin-1").rpartition(",")[2].strip().lower()
-                if proto in ("http", "https"):
-                    scheme = proto
+                scheme = _SCHEMES.get(proto, scheme)
         return self._client(forwarded) or client, scheme
 
     def _client(self, forwarded: list[str]) -> tuple[str, int] | None:
@@ -90,7 +92,9 @@ class TrustedProxies:
 def _parse_address(text: str) -> str | None:
     """An address out of ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1`` or ``[2001:db8::1]:80``."""
     if text.startswith("["):
-        text = text[1:].partition("]")[0]
+        text, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            return None
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:

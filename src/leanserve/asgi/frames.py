@@ -70,6 +70,12 @@ class FrameReader:
         self._pong: bytes | None = None
         self._turn: asyncio.Handle | None = None
 
+    def release(self) -> None:
+        """Let go of the listener, which holds this reader: the two would wait for the cycle collector."""
+        if self._turn is not None:
+            self._turn.cancel()
+        del self._listener
+
     def start(self, now: float) -> None:
         """The WebSocket opened at loop time `now`."""
         self._heartbeat.start(now)

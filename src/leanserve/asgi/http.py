@@ -7,8 +7,8 @@ import logging
 import os
 import stat
 import time
-from enum import IntEnum
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from leanserve.asgi.messages import (
     App,
@@ -20,114 +20,22 @@ from leanserve.asgi.messages import (
     cancel_task,
     is_disconnect,
 )
+from leanserve.asgi.states import (
+    BodyMachine,
+    BodyMove,
+    BodyState,
+    ResponseMachine,
+    ResponseMove,
+    ResponseState,
+)
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
-from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.responses import Framing, check_headers, check_trailers
 from leanserve.transport.connection import Connection
 
-__all__ = [
-    "BodyMachine",
-    "BodyMove",
-    "BodyState",
-    "HttpExchange",
-    "ResponseMachine",
-    "ResponseMove",
-    "ResponseState",
-]
+__all__ = ["HttpExchange"]
 
 logger = logging.getLogger("leanserve")
-
-
-class ResponseState(IntEnum):
-    """The response side of an exchange."""
-
-    WAITING = 0  # nothing said yet
-    HELD = 1  # the head is said, and held back until the first body message: a failure is still a clean 500
-    STREAMING = 2
-    TRAILING = 3  # the body has ended, trailers are to come
-    DONE = 4
-    GONE = 5  # there is nobody to answer any more
-
-
-class ResponseMove(IntEnum):
-    """What the application or the connection can do to the response."""
-
-    START = 0
-    BODY = 1
-    LAST_BODY = 2
-    BODY_BEFORE_TRAILERS = 3
-    TRAILERS = 4
-    FAIL = 5
-    LOSE = 6
-
-
-class ResponseMachine(Machine[ResponseState, ResponseMove]):
-    """ASGI: "The protocol server must not start sending the response ... until it has received at least one
-    Response Body event"; FAIL is our own answer (500, 503) to an application that gave none."""
-
-    __slots__ = ()
-    START: ClassVar[IntEnum] = ResponseState.WAITING
-    TABLE: ClassVar = {
-        (ResponseState.WAITING, ResponseMove.START): ResponseState.HELD,
-        (ResponseState.WAITING, ResponseMove.FAIL): ResponseState.DONE,
-        (ResponseState.WAITING, ResponseMove.LOSE): ResponseState.GONE,
-        (ResponseState.HELD, ResponseMove.BODY): ResponseState.STREAMING,
-        (ResponseState.HELD, ResponseMove.LAST_BODY): ResponseState.DONE,
-        (ResponseState.HELD, ResponseMove.BODY_BEFORE_TRAILERS): ResponseState.TRAILING,
-        (ResponseState.HELD, ResponseMove.FAIL): ResponseState.DONE,
-        (ResponseState.HELD, ResponseMove.LOSE): ResponseState.GONE,
-        (ResponseState.STREAMING, ResponseMove.BODY): ResponseState.STREAMING,
-        (ResponseState.STREAMING, ResponseMove.LAST_BODY): ResponseState.DONE,
-        (ResponseState.STREAMING, ResponseMove.BODY_BEFORE_TRAILERS): ResponseState.TRAILING,
-        (ResponseState.STREAMING, ResponseMove.LOSE): ResponseState.GONE,
-        (ResponseState.TRAILING, ResponseMove.TRAILERS): ResponseState.DONE,
-        (ResponseState.TRAILING, ResponseMove.LOSE): ResponseState.GONE,
-        (ResponseState.DONE, ResponseMove.LOSE): ResponseState.DONE,
-        (ResponseState.GONE, ResponseMove.LOSE): ResponseState.GONE,
-    }
-
-
-class BodyState(IntEnum):
-    """The request body of an exchange."""
-
-    UNREAD = 0  # the application has not asked for it
-    READING = 1
-    ENDED = 2  # all of it is here
-    DELIVERED = 3  # all of it is with the application
-    CUT = 4  # the rest will not come
-
-
-class BodyMove(IntEnum):
-    """What can happen to the request body."""
-
-    ASK = 0
-    END = 1
-    DELIVER = 2
-    CUT = 3
-
-
-class BodyMachine(Machine[BodyState, BodyMove]):
-    """UNREAD and READING differ in one thing: 100 (Continue) is sent on the way from one to the other."""
-
-    __slots__ = ()
-    START: ClassVar[IntEnum] = BodyState.UNREAD
-    TABLE: ClassVar = {
-        (BodyState.UNREAD, BodyMove.ASK): BodyState.READING,
-        (BodyState.UNREAD, BodyMove.END): BodyState.ENDED,
-        (BodyState.UNREAD, BodyMove.CUT): BodyState.CUT,
-        (BodyState.READING, BodyMove.ASK): BodyState.READING,
-        (BodyState.READING, BodyMove.END): BodyState.ENDED,
-        (BodyState.READING, BodyMove.CUT): BodyState.CUT,
-        (BodyState.ENDED, BodyMove.ASK): BodyState.ENDED,
-        (BodyState.ENDED, BodyMove.DELIVER): BodyState.DELIVERED,
-        (BodyState.ENDED, BodyMove.CUT): BodyState.CUT,
-        (BodyState.DELIVERED, BodyMove.ASK): BodyState.DELIVERED,
-        (BodyState.DELIVERED, BodyMove.CUT): BodyState.CUT,
-        (BodyState.CUT, BodyMove.ASK): BodyState.CUT,
-        (BodyState.CUT, BodyMove.END): BodyState.CUT,
-        (BodyState.CUT, BodyMove.CUT): BodyState.CUT,
-    }
 
 
 class HttpExchange:
@@ -265,9 +173,11 @@ class HttpExchange:
         handler = _HANDLERS.get(message["type"])
         if handler is None:
             raise AppProtocolError(f"an HTTP application cannot send {message['type']!r}")
-        await handler(self, message)
+        waiting = handler(self, message)
+        if waiting is not None:
+            await waiting
 
-    async def _start(self, message: Message) -> None:
+    def _start(self, message: Message) -> None:
         if not self.response.accepts(ResponseMove.START):
             raise AppProtocolError("http.response.start was sent twice")
         status = message.get("status")
@@ -277,7 +187,7 @@ class HttpExchange:
         self.held = (int(status), headers, bool(message.get("trailers", False)))
         self.response.advance(ResponseMove.START)
 
-    async def _body(self, message: Message) -> None:
+    def _body(self, message: Message) -> Awaitable[None] | None:
         data = message.get("body", b"")
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise AppProtocolError(f"body must be bytes, not {type(data).__name__}")
@@ -297,7 +207,7 @@ class HttpExchange:
             self.response.advance(ResponseMove.BODY)
         else:
             self.response.advance(ResponseMove.BODY_BEFORE_TRAILERS if trailers else ResponseMove.LAST_BODY)
-        await self._after_write()
+        return self._after_write()
 
     def _send_head(self, data: bytes, *, more: bool, trailers: bool) -> None:
         status, headers, _ = self.held
@@ -311,8 +221,9 @@ class HttpExchange:
         head = self.connection.codec.response
         return head is not None and head.framing is Framing.NONE
 
-    async def _after_write(self) -> None:
-        """After each write: a length that does not fit ends all; the end ends the exchange; else wait."""
+    def _after_write(self) -> Awaitable[None] | None:
+        """After each write: a length that does not fit ends all; the end ends the exchange; else what to wait
+        for, if anything."""
         head = self.connection.codec.response
         if head is not None and head.fault is not None:
             self._cut("app_error")
@@ -320,9 +231,10 @@ class HttpExchange:
         if self.response.state is ResponseState.DONE:
             self._finish()
         elif not self.connection.gate.open:
-            await self.connection.gate.wait_open()
+            return self.connection.gate.wait_open()
+        return None
 
-    async def _trailers(self, message: Message) -> None:
+    def _trailers(self, message: Message) -> Awaitable[None] | None:
         if self.response.state is not ResponseState.TRAILING:
             raise AppProtocolError(
                 "http.response.trailers without trailers=True, or before the end of the body"
@@ -332,13 +244,16 @@ class HttpExchange:
         if not message.get("more_trailers", False):
             self.connection.send_trailers(trailers)
             self.response.advance(ResponseMove.TRAILERS)
-            await self._after_write()
+            return self._after_write()
+        return None
 
-    async def _early_hint(self, message: Message) -> None:
+    def _early_hint(self, message: Message) -> None:
         """RFC 8297: 103 with Link headers, before the final head; too late or too old a client: ignored."""
         if self.response.state <= ResponseState.HELD and self.request.version == "1.1":
-            links = check_headers((b"link", bytes(link)) for link in message.get("links", ()))
-            self.connection.send_interim(103, links)
+            links = message.get("links", ())
+            if not isinstance(links, Iterable):
+                raise AppProtocolError(f"links must be an iterable of bytes, not {type(links).__name__}")
+            self.connection.send_interim(103, check_headers((b"link", link) for link in links))
 
     async def _path(self, message: Message) -> None:
         """The body is a file; it is the whole body."""
@@ -367,7 +282,7 @@ class HttpExchange:
             self.record.sent_bytes += size
         await self.connection.send_file(fd, size)
         self.response.advance(ResponseMove.LAST_BODY)
-        await self._after_write()
+        self._after_write()
 
     # The end
 
@@ -449,7 +364,7 @@ _EXTENSIONS: dict[str, dict[str, Any]] = {
 
 _BODIES = {500: b"Internal Server Error", 503: b"Service Unavailable"}
 
-_HANDLERS = {
+_HANDLERS: dict[str, Callable[[HttpExchange, Message], Awaitable[None] | None]] = {
     "http.response.start": HttpExchange._start,
     "http.response.body": HttpExchange._body,
     "http.response.trailers": HttpExchange._trailers,

@@ -31,6 +31,7 @@ from leanserve.protocol.upgrade import Handshake, build_accept, parse_handshake
 from leanserve.protocol.websocket import BinaryMessage, Close, CloseCode, TextMessage, WebSocketCodec
 from leanserve.settings import WebSocketSettings
 from leanserve.transport.connection import Connection
+from leanserve.transport.phase import Phase
 
 __all__ = ["WebSocketExchange", "WebSocketMachine", "WebSocketMove", "WebSocketState"]
 
@@ -147,6 +148,8 @@ class WebSocketExchange:
             self.reader.go_on()  # messages that arrived in time are delivered before the disconnect
         else:
             self.inbox.end(_disconnect(CloseCode.ABNORMAL))
+        if self.task.done():
+            self.reader.release()
 
     def deadline_reached(self) -> None:
         """A ping or a pong is due, or the peer has not answered our Close in time."""
@@ -362,6 +365,8 @@ class WebSocketExchange:
             self._app_returned(error)
         finally:
             self.service.exchange_ended(self)
+            if self.connection.phase.state is Phase.CLOSED:
+                self.reader.release()
 
     def _app_returned(self, error: Exception | None) -> None:
         if error is None:

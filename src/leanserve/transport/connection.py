@@ -193,16 +193,17 @@ class Connection(asyncio.Protocol):
         assert codec.response is not None
         if codec.response.close:
             self.phase.advance(PhaseMove.NO_MORE)
-        self._write(data)
+        self._write(data, more=more)
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
         pieces = self.codec.encode_pieces(data, more=more)
         if pieces:
-            self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces), more=more)
 
-    def _write(self, data: bytes) -> None:
-        self.gate.spend(len(data))
+    def _write(self, data: bytes, *, more: bool) -> None:
+        if more:
+            self.gate.spend(len(data))  # who has no more to say does not wait for a turn
         if not self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection
             self.transport.write(data)
 
@@ -292,7 +293,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Raw bytes of the tunnel's protocol."""
-        self._write(data)
+        self._write(data, more=True)
 
     def set_deadline(self, seconds: float | None) -> None:
         """Have ``tunnel.deadline_reached()`` called after `seconds`; None takes the deadline away."""
@@ -368,6 +369,8 @@ class Connection(asyncio.Protocol):
         elif wait is Wait.NEXT_REQUEST and _has_input(self.transport):
             # A request arrived while the timer was about to fire: serve it instead of closing on it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
+        elif wait is Wait.FIRST_BYTE and self.service.draining and _has_input(self.transport):
+            self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
         else:
             # Nothing of ours is under way to the peer, but for a response sent ahead of the request's end.
             self.finish(linger=wait is Wait.REST_OF_BODY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["send_range"]
 
 _PIECE_BYTES = 262144
+
+# What the socket says when its peer is gone; anything else is the file's trouble, and not the client's.
+_GONE = frozenset(
+    {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ESHUTDOWN}
+)
+# Not every file system has it.
+_NOT_OFFERED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 
 
 async def send_range(connection: Connection, fd: int, count: int) -> None:
@@ -61,7 +69,12 @@ async def _sendfile(connection: Connection, out: int, fd: int, count: int) -> No
             await _writable(out, connection)
             continue
         except OSError as error:
-            raise ClientDisconnected("the client has gone") from error
+            if error.errno in _NOT_OFFERED and not offset:
+                await _copy(connection, fd, count)
+                return
+            if error.errno in _GONE:
+                raise ClientDisconnected("the client has gone") from error
+            raise
         if sent == 0:
             raise OSError(f"the file ended {count - offset} bytes early")
         offset += sent

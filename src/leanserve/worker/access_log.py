@@ -21,6 +21,7 @@ def write_access(record: ExchangeRecord) -> None:
         return
     client = "-" if record.client is None else f"{record.client[0]}:{record.client[1]}"
     target = f"{record.path}?{record.query}" if record.query else record.path
+    target = target.replace('"', "%22")  # a raw one is legal, and would end the quoted part of the line
     logger.info(
         '%s "%s %s HTTP/%s" %d %d %.1fms%s',
         client, record.method, target, record.version, record.status, record.sent_bytes,

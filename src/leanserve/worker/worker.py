@@ -111,17 +111,13 @@ class Worker:
 
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
+    draining: bool = False
     _acceptor: Acceptor
     _heartbeat: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         counts = f"{len(self.connections)} connections, {len(self.running)} running"
         return f"<Worker {self.machine.state.name} {counts}>"
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server has begun to stop."""
-        return self.machine.state >= WorkerState.DRAINING
 
     @property
     def context(self) -> contextvars.Context:
@@ -149,11 +145,13 @@ class Worker:
         """
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop.time, self.loop.call_at)
+        started = False
         try:
             await self.lifespan.startup()
-        except BaseException:
-            self.machine.advance(WorkerMove.STOP)
-            raise
+            started = True
+        finally:
+            if not started:
+                self.machine.advance(WorkerMove.STOP)
         self._acceptor = Acceptor(self._new_connection, self.settings, self.listeners, self._tls)
         try:
             await self._acceptor.open()
@@ -243,6 +241,7 @@ class Worker:
 
     def _enter(self, move: WorkerMove) -> None:
         state = self.machine.advance(move)
+        self.draining = state >= WorkerState.DRAINING  # asked four times per request: no call for that
         if self.lane is not None:
             self.lane.enter(state, time.monotonic_ns())
 
