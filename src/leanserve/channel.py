@@ -29,6 +29,7 @@ class WorkerSpec:
         slot: the worker's place, counted from 0; stable over respawns.
         generation: how many workers this slot has had before.
         listeners: the listening sockets of every slot: ``listeners[slot]`` are this worker's own.
+        shared: how many of them, the last ones, the other slots have, too.
         channel: the worker's end.
         scoreboard_fd: descriptor of the scoreboard page, or -1 when there is none.
         lane: which of the slot's two scoreboard records this worker writes.
@@ -42,6 +43,7 @@ class WorkerSpec:
     generation: int
     listeners: list[list[socket.socket]]
     channel: Channel
+    shared: int = 0
     scoreboard_fd: int = -1
     lane: int = 0
     parent_pid: int = 0
@@ -55,7 +57,8 @@ class Channel:
     From the worker: ``{"event": "ready", "seconds": 1.2}``, ``{"event": "failed", "error": "...",
     "trace": "..."}``, ``{"event": "full"}`` (limit_max_requests is reached, replace me).
     From the supervisor: ``{"order": "drain"}`` (finish, then leave; the listeners go too),
-    ``{"order": "retire"}`` (the same, but a successor holds the listeners), ``{"order": "hurry"}``.
+    ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order": "retire"}`` (the
+    same, but a successor holds all the listeners), ``{"order": "hurry"}``.
     """
 
     sock: socket.socket

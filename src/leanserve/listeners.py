@@ -176,6 +176,7 @@ class Listeners:
 
     def __init__(self) -> None:
         self._shared: list[Listener] = []
+        self._lent: list[Listener] = []
         self._ports: list[_Port] = []
         self._slots: dict[int, list[Listener]] = {}
         self._files: list[_UnixFile] = []
@@ -185,11 +186,16 @@ class Listeners:
         return bool(self._ports)
 
     @property
+    def shared(self) -> int:
+        """How many sockets all slots have in common."""
+        return len(self._shared) + len(self._lent)
+
+    @property
     def addresses(self) -> tuple[tuple[str, int] | str, ...]:
         """What is really bound: (host, port), or the path of a unix socket."""
         names: list[Any] = [port.sockaddr for port in self._ports]
-        names += [sock.getsockname() for sock in self._shared if sock.fileno() >= 0]
-        return tuple(name if isinstance(name, str) else (name[0], name[1]) for name in names)
+        names += [sock.getsockname() for sock in (*self._shared, *self._lent) if sock.fileno() >= 0]
+        return tuple(_readable(name) for name in names)
 
     def describe(self, *, tls: bool = False) -> list[str]:
         """URLs that can be clicked on; ``unix:PATH`` for unix sockets."""
@@ -200,8 +206,8 @@ class Listeners:
         ]
 
     def sockets(self, slot: int) -> list[socket.socket]:
-        """The listeners of one slot: its own, then those that all share."""
-        return [*self._slots.get(slot, ()), *self._shared]
+        """The listeners of one slot: its own, then those that all share, inherited ones last."""
+        return [*self._slots.get(slot, ()), *self._shared, *self._lent]
 
     def open_slot(self, slot: int) -> None:
         """Open the slot's own sockets, on the ports that the others have. Nothing when they are open.
@@ -220,16 +226,20 @@ class Listeners:
             except OSError:
                 pass  # it does not listen
 
+    def detach_slot(self, slot: int) -> list[Listener]:
+        """Hand the slot's own sockets over; the slot may be opened anew, with others."""
+        return self._slots.pop(slot, [])
+
     def close_slot(self, slot: int) -> None:
         """Close our copies of the slot's own sockets: a worker that holds copies decides their end then."""
-        for sock in self._slots.pop(slot, ()):
+        for sock in self.detach_slot(slot):
             sock.close()
 
     def release(self) -> None:
         """Close all our copies, but leave the files of unix sockets in their place."""
         for slot in list(self._slots):
             self.close_slot(slot)
-        for sock in self._shared:
+        for sock in (*self._shared, *self._lent):
             sock.close()
 
     def close(self) -> None:
@@ -250,7 +260,9 @@ class Listeners:
             self._files.append(file)
             self.share(sock)
         elif isinstance(address, FdAddress):
-            self.share(_open_fd(address.fd))
+            sock = _open_fd(address.fd)
+            sock.setblocking(False)
+            self._lent.append(sock)
         else:
             self._open_tcp(address, per_slot)
 
@@ -357,6 +369,12 @@ def _reuseport_socket(family: int, sockaddr: tuple[Any, ...]) -> Listener:
             raise
     # Connections of another kind of server are in TIME_WAIT here; only SO_REUSEADDR gets past them.
     return _bind(_new_socket(family, sockaddr), sockaddr, reuseport=True, reuseaddr=True)
+
+
+def _readable(name: Any) -> tuple[str, int] | str:
+    if isinstance(name, bytes):
+        return os.fsdecode(name.replace(b"\0", b"@"))  # the abstract namespace of Linux, as ss writes it
+    return name if isinstance(name, str) else (name[0], name[1])
 
 
 def _explain(error: OSError, address: TcpAddress) -> OSError:

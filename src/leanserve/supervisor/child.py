@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
@@ -23,7 +25,16 @@ from leanserve.errors import SettingsError
 from leanserve.machine import Machine
 from leanserve.supervisor.signals import HANDLED
 
-__all__ = ["Child", "ChildMachine", "ChildMove", "ChildState", "fork_worker", "spawn_worker"]
+__all__ = [
+    "Child",
+    "ChildMachine",
+    "ChildMove",
+    "ChildState",
+    "describe_exit",
+    "fork_worker",
+    "reap_strangers",
+    "spawn_worker",
+]
 
 
 class ChildState(IntEnum):
@@ -77,6 +88,8 @@ class Child:
     Attributes:
         born_s, kill_at_s: monotonic seconds; `kill_at_s` is inf while there is nothing to wait out.
         error, trace: what it said when its boot failed.
+        booted: it was ready once.
+        listeners: sockets that stop to listen when it ends: nobody takes its slot over.
     """
 
     pid: int
@@ -88,6 +101,8 @@ class Child:
     kill_at_s: float = inf
     error: str = ""
     trace: str = ""
+    booted: bool = False
+    listeners: Sequence[socket.socket] = ()
     machine: ChildMachine = field(default_factory=ChildMachine)
 
     @property
@@ -95,14 +110,22 @@ class Child:
         """Its place in the table."""
         return self.machine.state
 
+    def __str__(self) -> str:
+        return f"{self.slot + 1} (pid {self.pid})"
+
+    def describe_end(self, code: int) -> str:
+        """Why it ended: its own words, or what its exit code says."""
+        return self.error or describe_exit(code)
+
     def retire(self, order: str, kill_at_s: float) -> None:
         """Tell it to leave: by the channel once it listens there, by SIGTERM while it boots.
 
         A boot has no loop that could read an order, and SIGTERM has its default effect then.
         """
         booting = self.state is ChildState.STARTING
-        self.machine.advance(ChildMove.RETIRE)
-        self.kill_at_s = min(self.kill_at_s, kill_at_s)
+        if self.machine.advance(ChildMove.RETIRE) is ChildState.RETIRING:
+            self.kill_at_s = min(self.kill_at_s, kill_at_s)
+        # The order before the signal: one that is ready just now takes the order, not the signal.
         heard = self.channel.send({"order": order})
         if booting or not heard:  # an application may close descriptors that are not its own
             self.signal(signal.SIGTERM)
@@ -128,6 +151,16 @@ class Child:
         if pid != self.pid:
             return None
         return os.waitstatus_to_exitcode(status)
+
+    def bury(self) -> None:
+        """It has ended: close what was its."""
+        self.machine.advance(ChildMove.REAP)
+        self.channel.close()
+        for sock in self.listeners:
+            # Its siblings have inherited copies; to close ours alone would leave a queue that nobody empties.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
 
 def resolve(name: str) -> Callable[[WorkerSpec], int]:
@@ -184,7 +217,10 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
     listeners = [[sock.fileno() for sock in slot] for slot in spec.listeners]
     facts: dict[str, Any] = {
         name: getattr(spec, name)
-        for name in ("app", "settings", "slot", "generation", "scoreboard_fd", "lane", "parent_pid", "born_s")
+        for name in (
+            "app", "settings", "slot", "generation", "shared",
+            "scoreboard_fd", "lane", "parent_pid", "born_s",
+        )
     }
     facts |= {"channel": spec.channel.fileno(), "listeners": listeners}
     with tempfile.TemporaryFile() as file:
@@ -203,3 +239,27 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
         process = subprocess.Popen([sys.executable, "-c", code], pass_fds=sorted(inherited))
     process.returncode = 0  # the supervisor waits for the pid itself; Popen must not
     return process.pid
+
+
+def describe_exit(code: int) -> str:
+    """What an exit code (negative: the signal) says, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-code}"
+
+
+def reap_strangers(ours: Collection[int]) -> None:
+    """As PID 1 of a container we inherit the orphans of others, and nobody else waits for them.
+
+    Looking before taking leaves the workers' exit codes to those who want them.
+    """
+    try:
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in ours:
+                return  # another turn of the loop takes it; its SIGCHLD has come
+            os.waitpid(found.si_pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # none left

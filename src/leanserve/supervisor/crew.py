@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from leanserve.channel import Channel, WorkerSpec
+from leanserve.errors import SettingsError
 from leanserve.listeners import Listeners
 from leanserve.scoreboard import Record, Scoreboard
 from leanserve.settings import Settings
@@ -51,6 +52,7 @@ class Crew:
             slot=slot,
             generation=generation,
             listeners=[self._listeners.sockets(index) for index in range(slot + 1)],
+            shared=self._listeners.shared,
             channel=theirs,
             scoreboard_fd=self.scoreboard.fd,
             lane=0 if 0 not in taken else 1,
@@ -62,6 +64,9 @@ class Crew:
                 pid = spawn_worker(spec, self._entry)
             else:
                 pid = fork_worker(spec, self._entry, lambda: self._leave(ours))
+        except (OSError, SettingsError):
+            ours.close()
+            raise
         finally:
             theirs.close()
         child = Child(pid, slot, generation, spec.lane, ours, spec.born_s)
@@ -87,9 +92,10 @@ class Crew:
         """Those of them that nobody has told to leave."""
         return [child for child in self.in_slot(slot) if child.state <= ChildState.READY]
 
-    def record(self, child: Child) -> Record:
-        """What the worker has written on the scoreboard."""
-        return self.scoreboard.read(child.slot, child.lane)
+    def record(self, child: Child) -> Record | None:
+        """What the worker has written on the scoreboard; None when it did not live long enough for that."""
+        record = self.scoreboard.read(child.slot, child.lane)
+        return record if record.pid == child.pid else None
 
     def take_ended(self) -> list[tuple[Child, int]]:
         """The children that have ended, each with its exit code; they are this crew's no longer."""

@@ -53,5 +53,5 @@ class Restarts:
             return None
         if row == 0:
             return 0.0
-        wait = min(_FIRST_WAIT_S * 2.0 ** (row - 1), self._settings.restart_backoff_max)
+        wait = min(_FIRST_WAIT_S * 2.0 ** min(row - 1, 30), self._settings.restart_backoff_max)
         return wait * random.uniform(0.8, 1.2)

@@ -5,22 +5,23 @@ It sleeps in one select; what wakes it is a signal, a word or the end of a worke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Collection
 from enum import IntEnum
 from math import inf
 from typing import Any, ClassVar
 
 from leanserve.listeners import open_listeners
 from leanserve.machine import Machine
+from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import Settings
 from leanserve.supervisor.cgroup import oom_kills
-from leanserve.supervisor.child import Child, ChildMove, ChildState
+from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.pool import Restarts, count_workers
 from leanserve.supervisor.reload import Watcher
@@ -37,6 +38,8 @@ _BOOT_GRACE_S = 1.0
 # What a worker takes from the end of its drain to its exit, besides kill_grace: cancelling, then cutting.
 _CUT_S = 2.0
 _HURRY_S = 3.0
+# From a fork that the kernel refused to the next try.
+_FORK_AGAIN_S = 1.0
 
 
 class SupervisorState(IntEnum):
@@ -165,23 +168,26 @@ class Supervisor:
         times = [child.kill_at_s for child in self._crew.children.values()]
         next_time = min([*times, *self._start_at.values()], default=inf)
         timeout = None if next_time == inf else max(next_time - now, 0)
-        for key, _ in self._selector.select(timeout):
-            if isinstance(key.data, Child):
-                self._hear(key.data)
-            elif key.fileobj is self._watcher:
-                self._look_at_files()
+        ready = self._selector.select(timeout)
         for number in self._signals.take():
             self._handle(number)
+        # The dead before the living: the word of one that is gone by now must not send its predecessor away.
         self._reap()
+        for key, _ in ready:
+            if isinstance(key.data, Child) and self._lives(key.data):
+                self._hear(key.data)
+            elif key.fileobj is self._watcher and self._watcher is not None:
+                self._look_at_files(self._watcher)
         self._keep_times()
 
-    def _look_at_files(self) -> None:
-        assert self._watcher is not None
+    def _look_at_files(self, watcher: Watcher) -> None:
         try:
-            self._reload(self._watcher.take())
+            self._reload(watcher.take())
         except EOFError:
             logger.error("the process that watches for changes has died; start again to reload on changes")
-            self._selector.unregister(self._watcher)
+            self._selector.unregister(watcher)
+            watcher.close()
+            self._watcher = None
 
     def _handle(self, number: signal.Signals) -> None:
         name = _HANDLERS.get(number.name)
@@ -193,7 +199,7 @@ class Supervisor:
         now = time.monotonic()
         for child in list(self._crew.children.values()):
             if child.kill_at_s <= now:
-                logger.warning("worker %s did not leave in time: SIGKILL", _name(child))
+                logger.warning("worker %s did not leave in time: SIGKILL", child)
                 child.kill()
         for slot in [slot for slot, when in self._start_at.items() if when <= now]:
             del self._start_at[slot]
@@ -201,11 +207,24 @@ class Supervisor:
 
     # Workers
 
-    def _start(self, slot: int) -> Child:
-        child = self._crew.start(slot)
+    def _start(self, slot: int) -> None:
+        try:
+            child = self._crew.start(slot)
+        except OSError as error:  # no memory, process or descriptor to be had; that may pass
+            if self.machine.state is SupervisorState.BOOTING:
+                raise
+            logger.error("cannot start a process for worker %d: %s", slot + 1, error.strerror)
+            self._start_at[slot] = time.monotonic() + _FORK_AGAIN_S
+            return
         self._selector.register(child.channel, selectors.EVENT_READ, child)
-        logger.debug("worker %s started", _name(child))
-        return child
+        logger.debug("worker %s started", child)
+
+    def _lives(self, child: Child) -> bool:
+        return self._crew.children.get(child.pid) is child
+
+    def _older(self, child: Child) -> list[Child]:
+        """Those that serve in its slot and that it is to replace; a newer one has its own turn."""
+        return [each for each in self._crew.serving(child.slot) if each.generation < child.generation]
 
     def _hear(self, child: Child) -> None:
         try:
@@ -215,71 +234,70 @@ class Supervisor:
                     self._ready(child, float(message.get("seconds", 0)))
                 elif event == "failed":
                     child.error, child.trace = str(message.get("error")), str(message.get("trace"))
-                elif event == "full":
+                elif event == "full" and self._crew.serving(child.slot) == [child]:
                     self._replace(child.slot)
         except EOFError:
             # Its end is known when it is reaped, not when its descriptor closes.
+            self._forget(child)
+
+    def _forget(self, child: Child) -> None:
+        with contextlib.suppress(KeyError):  # forgotten before
             self._selector.unregister(child.channel)
 
     def _ready(self, child: Child, seconds: float) -> None:
         child.machine.advance(ChildMove.TOLD_READY)
-        logger.info("worker %s ready in %.2f s", _name(child), seconds)
+        logger.info("worker %s ready in %.2f s", child, seconds)
         if self.machine.state is SupervisorState.BOOTING:
             self._announce()
         self.machine.advance(SupervisorMove.READY)
-        if child.state is ChildState.READY:
-            for older in self._crew.serving(child.slot):
-                # One that is newer has the newer code, and its turn when it is ready.
-                if older.generation < child.generation:
-                    older.retire("retire", self._last_moment(older))
+        child.booted = True
+        if child.state is ChildState.READY and self._lives(child):
+            for older in self._older(child):
+                older.retire("retire", self._last_moment(older))
 
     def _reap(self) -> None:
         for child, code in self._crew.take_ended():
-            if child.channel.fileno() in self._selector.get_map():
-                self._hear(child)  # its last words
-            if child.channel.fileno() in self._selector.get_map():
-                self._selector.unregister(child.channel)
+            self._hear(child)  # its last words
+            self._forget(child)
             state = child.state
-            child.machine.advance(ChildMove.REAP)
-            child.channel.close()
+            child.bury()
             self._ended(child, state, code)
         if self.machine.state is SupervisorState.STOPPING and not self._crew.children:
             self.machine.advance(SupervisorMove.ALL_GONE)
         if os.getpid() == 1:
-            _reap_strangers(self._crew.children)
+            reap_strangers(self._crew.children)
 
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
-            logger.debug("worker %s has left (%s)", _name(child), _describe(code))
+            logger.debug("worker %s has left (%s)", child, describe_exit(code))
         elif state >= ChildState.RETIRING:
-            logger.info("worker %s has left", _name(child))
-            self._close_removed_slot(child.slot)
-            if child.slot < self.slots and not self._crew.in_slot(child.slot):
+            logger.info("worker %s has left", child)
+            waits = child.slot in self._start_at  # its successor has crashed
+            if child.slot < self.slots and not waits and not self._crew.in_slot(child.slot):
                 self._start(child.slot)  # a reload stops first and starts then
             self._next_in_roll()
-        elif state is ChildState.STARTING and self._crew.serving(child.slot):
-            logger.error(
-                "replacement of worker %d failed, the old one goes on: %s", child.slot + 1, _why(child, code)
-            )
+        elif self._older(child):
+            why = child.describe_end(code)
+            logger.error("replacement of worker %d failed, the old one goes on: %s", child.slot + 1, why)
             self._log_trace(child)
-            self._roll.clear()
-            self._end_roll()
+            self._abort_roll()
         else:
             self._crashed(child, state, code)
 
     def _crashed(self, child: Child, state: ChildState, code: int) -> None:
         if state is ChildState.STARTING and (self._watcher or self.machine.state is SupervisorState.BOOTING):
-            logger.error("cannot start: %s", _why(child, code))
+            logger.error("cannot start: %s", child.describe_end(code))
             self._log_trace(child)
             if self._watcher is None:
                 self._exit_code = code if code in (2, _EXIT_BOOT) else _EXIT_BOOT
                 self._stop()
             return
-        in_flight = self._crew.record(child).in_flight
+        record = self._crew.record(child)
+        in_flight = record.in_flight if record is not None else 0
         killed, self._oom_kills = oom_kills() - self._oom_kills, oom_kills()
         hint = ", out of memory" if killed and code == -signal.SIGKILL else ""
         logger.error(
-            "worker %s died: %s%s; requests in flight: %d", _name(child), _why(child, code), hint, in_flight
+            "worker %s died: %s%s; requests in flight: %d", child, child.describe_end(code), hint, in_flight
         )
         now = time.monotonic()
         wait = self._restarts.note_crash(child.slot, now, now - child.born_s)
@@ -289,6 +307,8 @@ class Supervisor:
             self._stop()
         elif not self._crew.serving(child.slot):
             self._start_at[child.slot] = now + wait
+        if self._crew.in_slot(child.slot):
+            self._abort_roll()  # its predecessor has hardly left: what comes next would die as well
         self._next_in_roll()
 
     def _log_trace(self, child: Child) -> None:
@@ -299,10 +319,7 @@ class Supervisor:
 
     def _replace(self, slot: int) -> None:
         """Put a slot in the queue of those whose worker gets a successor."""
-        if slot not in self._roll and self.machine.state in (
-            SupervisorState.RUNNING,
-            SupervisorState.ROLLING,
-        ):
+        if slot not in self._roll and self.machine.accepts(SupervisorMove.ROLL):
             self._roll.append(slot)
             self.machine.advance(SupervisorMove.ROLL)
             self._next_in_roll()
@@ -320,6 +337,12 @@ class Supervisor:
 
     def _replacing(self) -> bool:
         return any(len(self._crew.in_slot(slot)) > 1 for slot in range(self.slots))
+
+    def _abort_roll(self) -> None:
+        if self._roll:
+            logger.error("%d more workers stay as they are", len(self._roll))
+        self._roll.clear()
+        self._end_roll()
 
     def _end_roll(self) -> None:
         if self.machine.state is SupervisorState.ROLLING:
@@ -344,15 +367,9 @@ class Supervisor:
         if child is not None and child.state is ChildState.STARTING:
             return time.monotonic() + _BOOT_GRACE_S
         drain = self.settings.drain
-        lifespan = self.settings.load.lifespan_shutdown_timeout or 0.0
-        return (
-            time.monotonic()
-            + drain.pre_stop_delay
-            + drain.drain_timeout
-            + _CUT_S
-            + lifespan
-            + drain.kill_grace
-        )
+        lifespan = self.settings.load.lifespan_shutdown_timeout
+        wait = drain.pre_stop_delay + drain.drain_timeout + _CUT_S + drain.kill_grace
+        return time.monotonic() + wait + (inf if lifespan is None else lifespan)
 
     def _stop(self) -> None:
         """The first time: drain. Again: hurry."""
@@ -387,10 +404,12 @@ class Supervisor:
 
     def _add_worker(self) -> None:
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            if self.slots == MAX_SLOTS:
+                logger.error("no worker added: there are %d, the most that one server can have", MAX_SLOTS)
+                return
             try:
                 self.listeners.open_slot(self.slots)
-                self._crew.scoreboard.lane(self.slots, 0)
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 logger.error("no worker added: %s", error)
                 return
             self.slots += 1
@@ -404,17 +423,16 @@ class Supervisor:
             logger.info("removing worker %d", self.slots)
             self.slots -= 1
             self._start_at.pop(self.slots, None)
-            # A listener of its own goes with the worker, which empties its queue; a shared one stays.
-            order = "drain" if self.listeners.per_slot else "retire"
-            for child in self._crew.in_slot(self.slots):
-                child.retire(order, self._last_moment(child))
-            self._close_removed_slot(self.slots)
-
-    def _close_removed_slot(self, slot: int) -> None:
-        """The listeners of a slot that is gone, once nobody empties them any more."""
-        if slot >= self.slots and not self._crew.in_slot(slot):
-            self.listeners.refuse(slot)
-            self.listeners.close_slot(slot)
+            children = self._crew.in_slot(self.slots)
+            for child in children:
+                child.retire("leave", self._last_moment(child))
+            # The slot's own listeners end with the worker that empties their queues; the slot may be back
+            # before that, with new ones.
+            booted = [child for child in children if child.booted]
+            for child in (booted or children)[:1]:
+                child.listeners = self.listeners.detach_slot(self.slots)
+            self.listeners.refuse(self.slots)
+            self.listeners.close_slot(self.slots)
 
 
 _HANDLERS = {
@@ -425,29 +443,3 @@ _HANDLERS = {
     "SIGTTIN": Supervisor._add_worker,
     "SIGTTOU": Supervisor._remove_worker,
 }
-
-
-def _name(child: Child) -> str:
-    return f"{child.slot + 1} (pid {child.pid})"
-
-
-def _describe(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-
-
-def _why(child: Child, code: int) -> str:
-    return child.error or _describe(code)
-
-
-def _reap_strangers(ours: Collection[int]) -> None:
-    """As PID 1 of a container we inherit the orphans of others, and nobody else waits for them.
-
-    Looking before taking leaves the workers' exit codes to those who want them.
-    """
-    try:
-        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if found.si_pid in ours:
-                return  # another turn of the loop takes it; its SIGCHLD has come
-            os.waitpid(found.si_pid, os.WNOHANG)
-    except ChildProcessError:
-        pass  # none left

@@ -28,7 +28,8 @@ class Acceptor:
     Args:
         factory: makes the protocol of an accepted connection.
         settings: backlog and TLS timeouts.
-        listeners: bound sockets; ours to listen on, somebody else's to close.
+        listeners: bound sockets; ours to listen on, somebody else's to close. Those of inherited descriptors
+            are the last ones.
         context: for TLS, or None.
     """
 
@@ -42,7 +43,8 @@ class Acceptor:
         self._factory = factory
         self._backlog = settings.listen.backlog
         listen = settings.listen
-        self._borrowed = listen.fd is not None or any(bind.startswith("fd:") for bind in listen.bind)
+        # Inherited sockets may serve others, and will when we are gone.
+        self._lent = (listen.fd is not None) + sum(bind.startswith("fd:") for bind in listen.bind)
         self._listeners = list(listeners)
         self._servers: list[asyncio.AbstractServer] = []
         self._tls: dict[str, Any] = {}
@@ -81,30 +83,32 @@ class Acceptor:
             server.close()
         self._servers.clear()
 
-    async def close(self) -> None:
+    async def close(self, keep: int = 0) -> None:
         """Accept what the kernel has queued, then refuse: no client that got through is reset.
+
+        Args:
+            keep: how many of the listeners, the last ones, are only paused: others accept from them.
 
         Closing a listener resets the connections in its queue. So new SYNs are dropped first (the client
         sends them again a second later, and is then refused), handshakes under way get time to end, the
         queue is emptied, and only then the socket stops listening.
         """
         self.pause()
-        if self._borrowed:
-            return  # an inherited socket may serve others, and will when we are gone
+        ours = self._listeners[: max(len(self._listeners) - max(keep, self._lent), 0)]
         loop = asyncio.get_running_loop()
-        filtered = [_drop_new_connections(listener) for listener in self._listeners]
-        await self._empty(loop)
+        filtered = [_drop_new_connections(listener) for listener in ours]
+        await self._empty(loop, ours)
         if any(filtered):
             await asyncio.sleep(_SETTLE_S)
-            await self._empty(loop)
-        for listener in self._listeners:
+            await self._empty(loop, ours)
+        for listener in ours:
             try:
                 listener.shutdown(socket.SHUT_RDWR)  # for all who hold a copy of it
             except OSError:
                 pass  # not on every platform for a listening socket; the owner closes it
 
-    async def _empty(self, loop: asyncio.AbstractEventLoop) -> None:
-        for listener in self._listeners:
+    async def _empty(self, loop: asyncio.AbstractEventLoop, listeners: Sequence[socket.socket]) -> None:
+        for listener in listeners:
             while True:
                 try:
                     sock, _ = listener.accept()

@@ -7,9 +7,11 @@ import importlib.util
 import logging
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from typing import Any
@@ -30,6 +32,13 @@ logger = logging.getLogger("leanserve")
 # Without the supervisor there is nobody to drain for: what can be finished in this time is.
 _ORPHAN_HURRY_S = 0.5
 _ORPHAN_EXIT_S = 1.8
+
+# A SIGTERM may be meant for this worker alone, or have gone to the whole group (systemd does that); in the
+# second case the supervisor's order follows, and is the better one.
+_ORDER_FOLLOWS_S = 0.2
+
+# The channel takes a message whole or not at all.
+_ERROR_CHARS, _TRACE_CHARS = 2_000, 20_000
 
 _EXIT_SETTINGS, _EXIT_BOOT, _EXIT_BUG = 2, 3, 1
 
@@ -100,7 +109,8 @@ def _wants_uvloop(loop: str) -> bool:
 
 
 def _tell_failure(spec: WorkerSpec, error: str, trace: str) -> None:
-    if not spec.channel.send({"event": "failed", "error": error, "trace": trace}):
+    error = error if len(error) <= _ERROR_CHARS else error[:_ERROR_CHARS] + "..."
+    if not spec.channel.send({"event": "failed", "error": error, "trace": trace[-_TRACE_CHARS:]}):
         logger.error("%s", error)
 
 
@@ -124,8 +134,9 @@ async def _serve(spec: WorkerSpec, app: Any) -> None:
     await worker.start()
     orders = _Orders(worker, channel)
     channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
-    keep_listeners = await orders.wait_stop()
-    await worker.drain(keep_listeners=keep_listeners)
+    order = await orders.wait_stop()
+    keep = {"leave": spec.shared, "retire": len(worker.listeners)}
+    await worker.drain(keep_listeners=keep.get(order, 0))
 
 
 class _Orders:
@@ -135,36 +146,38 @@ class _Orders:
         self._worker = worker
         self._channel = channel
         self._loop = asyncio.get_running_loop()
-        self._stop: asyncio.Future[bool] = self._loop.create_future()
-        # Not the loop's own kind of handler: this one also runs while the application blocks the loop.
-        self._parent_pid = os.getppid()
-        signal.signal(signal.SIGTERM, self._terminated)
+        self._stop: asyncio.Future[str] = self._loop.create_future()
+        # Somebody meant this worker alone: its listeners stay for its successor.
+        self._loop.add_signal_handler(
+            signal.SIGTERM, self._loop.call_later, _ORDER_FOLLOWS_S, self._take, "retire"
+        )
         self._loop.add_reader(channel.fileno(), self._read)
+        threading.Thread(target=_end_with_parent, args=(channel.fileno(),), daemon=True).start()
 
-    async def wait_stop(self) -> bool:
-        """Wait for the end; True when somebody else goes on accepting from the listeners."""
+    async def wait_stop(self) -> str:
+        """Wait for the order to leave."""
         return await self._stop
-
-    def _terminated(self, _number: int, _frame: Any) -> None:
-        """SIGTERM for this worker alone: its listeners stay for its successor. Or the kernel's word that the
-        supervisor is gone; then a blocked loop gets no more time than any other."""
-        if os.getppid() != self._parent_pid:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, _ORPHAN_EXIT_S)
-        self._loop.call_soon_threadsafe(self._take, "retire")
 
     def _read(self) -> None:
         try:
             for message in self._channel.receive():
-                self._take(message.get("order"))
+                self._take(str(message.get("order")))
         except EOFError:
             self._loop.remove_reader(self._channel.fileno())
             self._take("drain")
             self._loop.call_later(_ORPHAN_HURRY_S, self._worker.hurry)
-            self._loop.call_later(_ORPHAN_EXIT_S, os._exit, _EXIT_BUG)
 
-    def _take(self, order: Any) -> None:
+    def _take(self, order: str) -> None:
         if order == "hurry":
             self._worker.hurry()
         if not self._stop.done():
-            self._stop.set_result(order == "retire")
+            self._stop.set_result(order)
+
+
+def _end_with_parent(channel: int) -> None:
+    """In a thread: the event loop may be stuck in the application when the supervisor dies."""
+    poller = select.poll()
+    poller.register(channel, 0)  # for POLLHUP alone
+    poller.poll()
+    time.sleep(_ORPHAN_EXIT_S)
+    os._exit(_EXIT_BUG)

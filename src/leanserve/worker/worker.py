@@ -168,11 +168,12 @@ class Worker:
         """Wait for nothing any more: :meth:`drain` cuts what still runs and returns soon."""
         self._hurry.set()
 
-    async def drain(self, *, keep_listeners: bool = False) -> None:
+    async def drain(self, *, keep_listeners: int = 0) -> None:
         """Finish what runs, then stop. The lifespan shutdown always runs.
 
         Args:
-            keep_listeners: somebody else goes on accepting from the listeners (a successor, systemd).
+            keep_listeners: from so many of the listeners, the last ones, somebody else goes on accepting
+                (a successor in the slot, the workers of other slots).
         """
         drain = self.settings.drain
         self._enter(WorkerMove.DRAIN)
@@ -190,11 +191,8 @@ class Worker:
             await self.lifespan.shutdown()
             self._enter(WorkerMove.STOP)
 
-    async def _stop_accepting(self, keep_listeners: bool) -> None:
-        if keep_listeners:
-            self._acceptor.pause()
-        else:
-            await self._acceptor.close()
+    async def _stop_accepting(self, keep_listeners: int) -> None:
+        await self._acceptor.close(keep_listeners)
         if self._handshaking:
             await self._pause(self.settings.drain.drain_idle_timeout)
 
