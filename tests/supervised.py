@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +32,33 @@ try:
 except SettingsError as error:
     sys.exit(f"settings: {error}")
 sys.exit(code)
+"""
+
+# An application for real workers: what its worker is busy with is in the path.
+APP = """
+import asyncio, hashlib, os, signal, sys, time
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+        return
+    if scope["type"] != "http":
+        return
+    path = scope["path"]
+    if path == "/block":
+        time.sleep(float(scope["query_string"] or 60))
+    if path == "/stuck":  # in C code, without the GIL
+        hashlib.pbkdf2_hmac("sha256", b"a", b"b", 60_000_000)
+    if path == "/wait":
+        await asyncio.sleep(float(scope["query_string"]))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+
+async def lifespan(receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
 """
 
 SOON_S = 10.0
@@ -66,8 +95,10 @@ class Supervised:
     entry: str = "stand_ins:main"
     prefix: tuple[str, ...] = ()
     port: int = 0
+    pass_fds: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     begun_s: float = 0.0
+    log_from: int = 0
 
     def __enter__(self) -> Supervised:
         self.port = self.port or free_port()
@@ -80,10 +111,11 @@ class Supervised:
         }
         self.begun_s = time.monotonic()
         with (self.folder / "log").open("ab") as log:
+            self.log_from = log.tell()
             self.process = subprocess.Popen(
                 [*self.prefix, sys.executable, "-c", _SCRIPT, self.app, self.entry, json.dumps(flat)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
-                cwd=self.folder,
+                cwd=self.folder, pass_fds=self.pass_fds,
             )
         return self
 
@@ -114,7 +146,7 @@ class Supervised:
     @property
     def log(self) -> str:
         """What supervisor and workers have logged."""
-        return (self.folder / "log").read_text("utf-8", "replace")
+        return (self.folder / "log").read_bytes()[self.log_from :].decode("utf-8", "replace")
 
     def lines(self, word: str) -> list[str]:
         """The lines of the log with this in them."""
@@ -176,3 +208,20 @@ class Supervised:
         """Signal, and wait for the end."""
         self.send(number)
         return self.wait_code()
+
+
+def get(port: int, path: str = "/") -> bytes:
+    """The body of a GET on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def begin(port: int, path: str = "/") -> socket.socket:
+    """Send a GET and do not wait for the answer."""
+    sock = socket.create_connection(("127.0.0.1", port), 15)
+    sock.sendall(f"GET {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+    return sock

@@ -116,7 +116,7 @@ def _parse(line: bytes | bytearray) -> dict[str, Any]:
     """A message. An application may write to a descriptor not its own; that must not end the parent."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EOFError from None
     if not isinstance(message, dict):
         raise EOFError

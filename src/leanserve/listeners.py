@@ -82,7 +82,7 @@ def parse_address(text: str) -> Address:
     if "://" in text:
         raise SettingsError(f"bind {text!r}: leave the scheme away, as in 127.0.0.1:8000")
     host, colon, port = text.rpartition(":")
-    if not colon:
+    if not colon or text.endswith("]"):
         raise SettingsError(f"bind {text!r} has no port; write HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise SettingsError(f"bind {text!r}: put an IPv6 address in brackets, as in [::1]:8000")
@@ -424,9 +424,13 @@ def _remove_stale(path: str) -> None:
 
 def _open_fd(fd: int) -> Listener:
     """A copy of an inherited socket, so that the descriptor itself is never closed by us."""
+    copy = -1
     try:
-        sock = Listener(fileno=os.dup(fd))
+        copy = os.dup(fd)
+        sock = Listener(fileno=copy)
     except OSError as error:
+        if copy >= 0:
+            os.close(copy)
         raise SettingsError(f"fd {fd} is not an open socket ({error.strerror})") from None
     if sock.type != socket.SOCK_STREAM:
         sock.close()
