@@ -114,7 +114,7 @@ def test_the_limits_are_the_same(head: bytes) -> None:
 _PIECES = st.sampled_from(
     [
         *(b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"\x00", b"\x0b", b"\x7f", b"\x85", b"\xff", b",", b"#"),
-        *(b"Host: a", b"Content-Length: 3", b"content-length:3", b"Connection: close", b"Connection: , close"),
+        *(b"Host: a", b"Content-Length: 3", b"content-length:3", b"Connection: close", b"Connection: ,"),
         *(b"Transfer-Encoding: chunked", b"TE: trailers", b"HTTP/1.0", b"HTTP/1.1", b"%zz", b"*", b"http://a/"),
     ]
 )

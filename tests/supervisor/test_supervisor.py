@@ -575,7 +575,7 @@ def test_spawned_workers(tmp_path: Path) -> None:
         it.wait_ready(3)
         it.send(signal.SIGHUP)
         it.wait_notes("left", 2)
-        assert len(descendants(it.pid)) == 2
+        wait_until(lambda: len(descendants(it.pid)) == 2, 10, "the old workers to be gone")
         assert it.stop() == 0
     assert not it.lines("ERROR")[1:]
 

@@ -101,7 +101,7 @@ def check_head(head: bytes, settings: HttpSettings) -> None:
     if match[3] != b"1" or match[4] not in (b"0", b"1"):
         raise RemoteProtocolError("HTTP version not supported", status=505)
     if match[1] == b"CONNECT":
-        # RFC 9110 section 9.3.6: "An origin server ... might not support CONNECT"; it is for proxies.
+        # RFC 9110 section 9.3.6: "most origin servers do not implement CONNECT"; it is for proxies.
         raise RemoteProtocolError("CONNECT is not implemented", status=501)
 
 
