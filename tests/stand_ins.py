@@ -124,6 +124,15 @@ def dead_beside_the_old(spec: WorkerSpec) -> int:
     return 0
 
 
+def leaves_orphans(spec: WorkerSpec) -> int:
+    """Dies, and a process of its own survives it for a moment."""
+    if not os.fork():
+        time.sleep(0.05)
+        note(spec, "orphan-ends")
+        os._exit(0)
+    return ready_and_dead(spec)
+
+
 def failed_and_dead(spec: WorkerSpec) -> int:
     """Its last words are a long line, and it is gone when they are read."""
     spec.channel.send({"event": "failed", "error": "last words", "trace": "x" * 100_000})
@@ -256,7 +265,8 @@ BEHAVIOURS: dict[str, Callable[[WorkerSpec], int]] = {
     function.__name__: function
     for function in (
         obey, fail, fail_settings, fail_later, killed_in_boot, ready_and_dead, ready_and_dead_later,
-        dead_beside_the_old, failed_and_dead, slow_boot, stuck_boot, slow_successor, stubborn, slow_to_leave,
+        dead_beside_the_old, leaves_orphans, failed_and_dead, slow_boot, stuck_boot, slow_successor,
+        stubborn, slow_to_leave,
         slow_to_leave_and_dead, full, second_starts_late, late_successor, busy, broken_stdout,
         no_stdout, bug, parent_modules,
     )

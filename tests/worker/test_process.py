@@ -137,6 +137,35 @@ def test_a_queue_is_emptied_when_the_whole_group_is_told_to_stop(lab: Lab) -> No
         assert it.wait_code() == 0
 
 
+def test_a_worker_that_hears_of_the_stop_before_the_supervisor_does(lab: Lab) -> None:
+    """It goes on accepting until it knows whether somebody comes after it."""
+    with lab(workers=1) as it:
+        it.wait_ready()
+        slow = begin(it.port, "/wait?0.5")
+        time.sleep(0.1)
+        (worker,) = it.pids()
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(0.02)
+        later = [begin(it.port) for _ in range(5)]
+        it.send(signal.SIGTERM)
+        for sock in [slow, *later]:
+            finish(sock)
+        assert it.wait_code() == 0
+
+
+def test_a_removed_worker_serves_its_queue(lab: Lab) -> None:
+    with lab(workers=2) as it:
+        it.wait_ready(2)
+        blocking = [begin(it.port, "/block?0.3") for _ in range(8)]
+        time.sleep(0.1)
+        queued = [begin(it.port) for _ in range(24)]  # some of them with the one that has to go
+        it.send(signal.SIGTTOU)
+        for sock in [*blocking, *queued]:
+            finish(sock)
+        it.wait_log("has left")
+        assert it.stop() == 0
+
+
 def test_a_worker_that_is_told_alone_leaves_and_is_replaced(lab: Lab) -> None:
     with lab(workers=1) as it:
         it.wait_ready()
