@@ -104,9 +104,9 @@ class Server:
             raise SettingsError("this platform runs one worker only: leave --workers out")
         check_early(self.app, settings)
         logs.configure(settings.log)
-        self.start()
-        assert self._thread is not None
         try:
+            self.start()
+            assert self._thread is not None
             # Not join(): interrupted by ^C, it takes a thread that still runs for ended (Python 3.11).
             # And not without end: that would keep ^C waiting on Windows.
             while not self._thread.ended.wait(0.5):
@@ -168,7 +168,12 @@ class Server:
         if self._thread is None:
             thread = _Thread(self)
             thread.start()
-            thread.wait_ready()
+            try:
+                thread.wait_ready()
+            except KeyboardInterrupt:
+                thread.wait_ready()  # it may serve already; an application's shutdown is not skipped
+                thread.stop()
+                raise
             self._thread = thread
             atexit.register(self.stop)  # so that the lifespan shutdown runs when nobody calls stop()
         return self
