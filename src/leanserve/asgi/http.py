@@ -288,12 +288,11 @@ class HttpExchange:
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
         try:
-            error = await call_app(app, scope, self.receive, self.send)
+            # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
+            self._end(500, await call_app(app, scope, self.receive, self.send))
         except asyncio.CancelledError:
             self._end(503, None)
             raise
-        else:
-            self._end(500, error)
         finally:
             self.service.exchange_ended(self)
 

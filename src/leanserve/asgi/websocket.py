@@ -357,12 +357,11 @@ class WebSocketExchange:
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
         try:
-            error = await call_app(app, scope, self.receive, self.send)
+            # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
+            self._app_returned(await call_app(app, scope, self.receive, self.send))
         except asyncio.CancelledError:
             self._app_ended(503, CloseCode.SERVICE_RESTART)
             raise
-        else:
-            self._app_returned(error)
         finally:
             self.service.exchange_ended(self)
             if self.connection.phase.state is Phase.CLOSED:

@@ -20,6 +20,11 @@ logger = logging.getLogger("leanserve")
 
 # Time for handshakes under way: the kernel has answered a SYN, and the ACK is still on the wire.
 _SETTLE_S = 0.05
+# A connection that the loop has accepted is known to us after some turns: a task of asyncio's makes the
+# transport, whose first callback tells us.
+_ARRIVAL_TURNS = 5
+# What the TLS handshakes of the last connections may take; who needs longer goes on beside the drain.
+_HANDSHAKES_S = 1.0
 
 
 class Acceptor:
@@ -47,6 +52,7 @@ class Acceptor:
         self._lent = (listen.fd is not None) + sum(bind.startswith("fd:") for bind in listen.bind)
         self._listeners = list(listeners)
         self._servers: list[asyncio.AbstractServer] = []
+        self._adopting: list[asyncio.Task[None]] = []
         self._tls: dict[str, Any] = {}
         if context is not None:
             self._tls = {
@@ -73,9 +79,9 @@ class Acceptor:
             self._servers.append(server)
 
     def _unix_extra(self) -> dict[str, Any]:
-        # Python 3.13 unlinks the socket file when a unix server closes; it is not this worker's file.
-        stock = type(asyncio.get_running_loop()).__module__.startswith("asyncio.")
-        return {"cleanup_socket": False} if stock and sys.version_info >= (3, 13) else {}
+        # From Python 3.13 on both loops unlink the socket file when a unix server closes; it is not this
+        # worker's file.
+        return {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
     def pause(self) -> None:
         """Accept no more; the kernel goes on queueing for whoever else holds the listeners."""
@@ -94,6 +100,8 @@ class Acceptor:
         queue is emptied, and only then the socket stops listening.
         """
         self.pause()
+        for _ in range(_ARRIVAL_TURNS):
+            await asyncio.sleep(0)
         ours = self._listeners[: max(len(self._listeners) - max(keep, self._lent), 0)]
         loop = asyncio.get_running_loop()
         filtered = [_drop_new_connections(listener) for listener in ours]
@@ -101,6 +109,8 @@ class Acceptor:
         if any(filtered):
             await asyncio.sleep(_SETTLE_S)
             await self._empty(loop, ours)
+        if self._adopting:
+            await asyncio.wait(self._adopting, timeout=_HANDSHAKES_S)
         for listener in ours:
             try:
                 listener.shutdown(socket.SHUT_RDWR)  # for all who hold a copy of it
@@ -108,6 +118,7 @@ class Acceptor:
                 pass  # not on every platform for a listening socket; the owner closes it
 
     async def _empty(self, loop: asyncio.AbstractEventLoop, listeners: Sequence[socket.socket]) -> None:
+        """Accept until the queues are empty; a peer that is slow with its TLS handshake holds up nobody."""
         for listener in listeners:
             while True:
                 try:
@@ -119,7 +130,7 @@ class Acceptor:
                         logger.warning("accept failed while closing: %s", error)
                     break
                 sock.setblocking(False)
-                await self._adopt(loop, sock)
+                self._adopting.append(loop.create_task(self._adopt(loop, sock)))
 
     async def _adopt(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         try:
