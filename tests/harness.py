@@ -175,8 +175,15 @@ class Serving:
             return f"{scheme}://localhost"
         return f"{scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
-    def connect(self, timeout_s: float = 10.0) -> socket.socket:
-        """A new connection, TLS where the server has it."""
+    def connect(self, timeout_s: float = 10.0, *, own_port: bool = False) -> socket.socket:
+        """A new connection, TLS where the server has it.
+
+        Args:
+            timeout_s: for the connection, and then for each read and write.
+            own_port: nobody else gets this local port while the socket is open. (One that the kernel chose at
+                connect is free again as soon as a reset arrives.)
+        """
+        source = (self.host, free_port(self.host)) if own_port else None
         if self.uds is not None:
             plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             plain.settimeout(timeout_s)
@@ -186,7 +193,7 @@ class Serving:
                 plain.close()
                 raise
         else:
-            plain = socket.create_connection((self.host, self.port), timeout_s)
+            plain = socket.create_connection((self.host, self.port), timeout_s, source)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.certificates is None:
             return plain

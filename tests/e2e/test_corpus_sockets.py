@@ -127,7 +127,7 @@ def test_corpus(served: tuple[Serving, Journal], whole: bool) -> None:
 
         def one(case: Case) -> tuple[Case, int, list[int] | str]:
             # Open until the end of the test, so that no port is used twice.
-            return case, *play(sockets.enter_context(server.connect()), case, whole)
+            return case, *play(sockets.enter_context(server.connect(own_port=True)), case, whole)
 
         played = list(pool.map(one, CASES))
     wrong = [
