@@ -6,6 +6,7 @@ Everything is on loopback, and every process that is started here is stopped her
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -183,7 +184,6 @@ class Serving:
             own_port: nobody else gets this local port while the socket is open. (One that the kernel chose at
                 connect is free again as soon as a reset arrives.)
         """
-        source = (self.host, free_port(self.host)) if own_port else None
         if self.uds is not None:
             plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             plain.settimeout(timeout_s)
@@ -193,7 +193,7 @@ class Serving:
                 plain.close()
                 raise
         else:
-            plain = socket.create_connection((self.host, self.port), timeout_s, source)
+            plain = self._connect_tcp(timeout_s, own_port)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.certificates is None:
             return plain
@@ -202,6 +202,17 @@ class Serving:
         except OSError:
             plain.close()
             raise
+
+    def _connect_tcp(self, timeout_s: float, own_port: bool) -> socket.socket:
+        address = (self.host, self.port)
+        if not own_port:
+            return socket.create_connection(address, timeout_s)
+        while True:
+            try:
+                return socket.create_connection(address, timeout_s, (self.host, free_port(self.host)))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:  # somebody was quicker
+                    raise
 
     def wait_ready(self) -> None:
         """Wait for the first answer. AssertionError, with the output, when there is none."""
