@@ -276,6 +276,10 @@ def check_early(app: Any, settings: Settings) -> None:
     if settings.pool.env_file is not None:
         load_env_file(settings.pool.env_file)
     parse_addresses(settings.listen)
+    if settings.proxy.proxy_headers:
+        from leanserve.asgi.forwarded import TrustedProxies
+
+        TrustedProxies(settings.proxy.forwarded_allow_ips)
     if isinstance(app, str):
         from leanserve.asgi.interfaces import parse_app_string
 

@@ -124,9 +124,9 @@ class TimeoutSettings:
         5.0, "How long input is read and dropped after our last byte, so that the peer can read it.",
         unit="seconds", minimum=0,
     )
-    tls_handshake_timeout: float = option(10.0, "TLS handshake.", unit="seconds", minimum=0)
+    tls_handshake_timeout: float = option(10.0, "TLS handshake.", unit="seconds", minimum=0.1)
     tls_close_timeout: float = option(
-        5.0, "Wait for the peer's TLS close_notify.", unit="seconds", minimum=0
+        5.0, "Wait for the peer's TLS close_notify.", unit="seconds", minimum=0.1
     )
 
 

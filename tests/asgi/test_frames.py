@@ -96,6 +96,14 @@ def test_each_ping_of_a_few_is_answered_in_order() -> None:
     assert connection.sent() == [(PONG, b"%d" % i) for i in range(16)]
 
 
+def test_a_ping_before_a_close_in_one_read_is_answered_first() -> None:
+    reader, connection, notes = new()
+    sent_before: list[Any] = []
+    notes.close_received = lambda event: sent_before.extend(connection.sent())  # type: ignore[method-assign]
+    reader.data_received(frame(PING, b"q") + close(1000))
+    assert sent_before == [(PONG, b"q")]
+
+
 def test_of_many_pings_the_latest_is_answered() -> None:
     async def main() -> None:
         reader, connection, _ = new()

@@ -625,3 +625,53 @@ def test_drain_while_handshaking_or_silent(loop: str) -> None:
                 client.sock.close()
 
     run(loop, main)
+
+
+# What a review found
+
+
+def test_an_application_that_exits_ends_its_own_request_only(loop: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/exit":
+            raise SystemExit(7)
+        await hello(scope, receive, send)
+
+    async def main() -> None:
+        async with serving(app, lifespan="off") as worker:
+            exit_, after = await fetch(
+                worker,
+                b"GET /exit HTTP/1.1\r\nhost: a\r\n\r\n",
+                b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+            )
+            assert (exit_.status, after.status) == (500, 200)
+
+    run(loop, main)
+
+
+def test_who_returns_on_a_disconnect_is_not_at_fault(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def main() -> None:
+        async with serving(app, lifespan="off") as worker, await Client.open(worker) as client:
+            await client.send(b"GET /gone HTTP/1.1\r\nhost: a\r\n\r\n", pause=0.05)
+            client.shut()
+            assert await client.closes_within(5)
+
+    with caplog.at_level("INFO", "leanserve"):
+        run(loop, main)
+    assert [it.levelname for it in caplog.records if "gone" in it.getMessage()] == ["INFO"]
+    assert "499" in caplog.text
+
+
+def test_a_lingering_connection_does_not_hold_the_drain(loop: str) -> None:
+    async def main() -> None:
+        async with serving(hello, linger_timeout=20.0, drain_idle_timeout=0.1) as worker:
+            async with await Client.open(worker) as client:
+                await client.send(b"GET / HTTP/1.1\r\nhost: a\r\nX\r\n\r\n")
+                assert (await client.read()).startswith(b"HTTP/1.1 400")
+                async with asyncio.timeout(10):
+                    await worker.drain()
+
+    run(loop, main)

@@ -124,6 +124,9 @@ class FrameReader:
                     del pings[_PONGS_PER_TURN - 1 :]
                     pings.append(event.payload)
                 elif type(event) is Close:
+                    # RFC 6455 section 5.5.2: a Ping is answered "unless it already received a Close frame".
+                    self._answer(pings)
+                    pings.clear()
                     self._listener.close_received(event)
                 if time.monotonic() >= end:
                     self._turn = self._connection.service.loop.call_soon(self._read)

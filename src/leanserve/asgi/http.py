@@ -296,12 +296,16 @@ class HttpExchange:
         finally:
             self.service.exchange_ended(self)
 
-    def _end(self, status: int, error: Exception | None) -> None:
+    def _end(self, status: int, error: Exception | SystemExit | None) -> None:
         """The application has returned, raised or been cancelled."""
         if error is not None:
             self._log(error)
         state = self.response.state
         if state >= ResponseState.DONE:
+            return
+        if error is None and self.connection.codec.eof:
+            # It was told http.disconnect, and an application may leave on that without a word.
+            self._cut("client_gone")
             return
         if error is None and status == 500:
             logger.error("the application returned without completing its response to %s", self._name())
@@ -315,7 +319,7 @@ class HttpExchange:
         else:
             self._cut(self.record.cause)
 
-    def _log(self, error: Exception) -> None:
+    def _log(self, error: Exception | SystemExit) -> None:
         if is_disconnect(error):
             logger.debug("the client left %s before its response was complete", self._name())
         else:

@@ -117,7 +117,7 @@ def base_scope(service: AppService, connection: Connection, request: Request, sc
     # unquote_to_bytes and not unquote: "percent-encoded sequences and UTF-8 byte sequences decoded into
     # characters"; what is no UTF-8 must not raise, and raw_path keeps the truth.
     path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace")
-    if service.root_path:
+    if service.root_path and path != "*":
         # Spec: root_path is a prefix of path; the proxy that stripped it has hidden it from raw_path too.
         path = service.root_path + path
         raw_path = service.root_path.encode("utf-8") + raw_path
@@ -146,11 +146,12 @@ async def call_app(
     scope: Message,
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
-) -> Exception | None:
+) -> Exception | SystemExit | None:
     """Run the application; give back what it raised. Cancellation passes through."""
     try:
         await app(scope, receive, send)
-    except Exception as error:  # noqa: BLE001 - one of the three named places: around the application
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - one of the three named places: around the application
+        # sys.exit() in a handler is that request's end, not the worker's with all its other requests.
         return error
     return None
 

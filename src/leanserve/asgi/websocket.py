@@ -367,7 +367,7 @@ class WebSocketExchange:
             if self.connection.phase.state is Phase.CLOSED:
                 self.reader.release()
 
-    def _app_returned(self, error: Exception | None) -> None:
+    def _app_returned(self, error: Exception | SystemExit | None) -> None:
         if error is None:
             if self.life.state < WebSocketState.OPEN:
                 # ASGI: a connect "must" be answered by accept or close: this is a fault and not a refusal.

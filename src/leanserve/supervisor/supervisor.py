@@ -375,7 +375,11 @@ class Supervisor:
         """The first time: drain. Again: hurry."""
         again = self.machine.state is SupervisorState.STOPPING
         self.machine.advance(SupervisorMove.STOP)
-        logger.info("stopping at once" if again else "stopping")
+        if again:
+            logger.info("stopping at once")
+        else:
+            limit = self.settings.drain.drain_timeout
+            logger.info("stopping: what runs gets up to %g s to finish; a second signal hurries", limit)
         self._start_at.clear()
         self._roll.clear()
         for child in self._crew.children.values():

@@ -339,7 +339,10 @@ class Connection(asyncio.Protocol):
     def drain(self) -> None:
         """The server has begun to stop."""
         handler = self.tunnel or self.exchange
-        if handler is not None:
+        if self.phase.state is Phase.LINGERING:
+            if not self.transport.get_write_buffer_size():
+                self._wait(Wait.LINGER, self.service.settings.drain.drain_idle_timeout)
+        elif handler is not None:
             handler.drain()
         elif self.phase.state in (Phase.OPENING, Phase.IDLE) and self.waits_for is not Wait.HEAD:
             # The next request may be on its way: it is answered if it comes now. Closing would lose it.

@@ -39,7 +39,8 @@ def build_context(settings: TlsSettings) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[settings.ssl_min_version]
     context.verify_mode = _CERT_REQS[settings.ssl_cert_reqs]
-    # RFC 7301: we speak one protocol; a client that offers only others is told so in the handshake.
+    # RFC 7301: we speak one protocol. Python's ssl cannot refuse a client that offers only others, as section
+    # 3.2 wants it: its handshake succeeds without a protocol, and it finds HTTP/1.1.
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate(context, settings)
     if settings.ssl_ca_certs is not None:
@@ -76,12 +77,23 @@ def _load_certificate(context: ssl.SSLContext, settings: TlsSettings) -> None:
         if settings.ssl_keyfile:
             names += f" with {settings.ssl_keyfile}"
         hint = error.reason or "not PEM, or the key does not fit"
+        if settings.ssl_keyfile is None and not asked and not error.reason:
+            hint = "not PEM, or no private key in it: give ssl_keyfile"
         if asked and error.reason != "KEY_VALUES_MISMATCH":
             hint = "wrong ssl_keyfile_password, or none given"
         raise SettingsError(f"cannot use certificate {names}: {hint}") from error
     except OSError as error:
-        name = " or ".join(filter(None, (settings.ssl_certfile, settings.ssl_keyfile)))
-        raise SettingsError(f"cannot read certificate or key {name}: {error.strerror}") from error
+        for name in filter(None, (settings.ssl_certfile, settings.ssl_keyfile)):
+            _check_readable(name)  # OpenSSL does not say which of the two it was
+        raise SettingsError(f"cannot read certificate or key: {error.strerror}") from error
+
+
+def _check_readable(path: str) -> None:
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _load_ca(context: ssl.SSLContext, path: str) -> None:

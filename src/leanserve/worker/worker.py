@@ -198,9 +198,7 @@ class Worker:
 
     async def _cut(self) -> None:
         """The drain timeout has passed: WebSockets get 1012, the rest is cancelled, then cut."""
-        logger.warning(
-            "drain timeout: cutting %d requests and %d connections", len(self.running), len(self.connections)
-        )
+        logger.warning("cutting %d requests and %d connections", len(self.running), len(self.connections))
         for connection in list(self.connections):
             connection.cancel("shutdown")
         for exchange in list(self.running):
@@ -316,7 +314,9 @@ class Worker:
 
     def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
         """The peer broke the protocol: one line, and not too many of them."""
-        self._complaints.add("refused %s: %s", connection.peer.client or "a peer", error.reason)
+        client = connection.peer.client
+        peer = f"{client[0]}:{client[1]}" if client else "a peer"
+        self._complaints.add("refused %s: %s", peer, error.reason)
 
     def failed(self, connection: Connection, error: Exception) -> None:
         """A bug of ours."""
