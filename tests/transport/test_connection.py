@@ -268,10 +268,14 @@ def test_tls_has_no_half_close(rig: Any) -> None:
     assert it.phase is Phase.CLOSED
 
 
-def test_connection_close_closes_without_waiting_for_the_peer(rig: Any) -> None:
+def test_connection_close_closes_in_stages(rig: Any) -> None:
+    """RFC 9112 section 9.6: bytes that come behind must not cost the client its response by a reset."""
     it = rig()
     it.feed(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
     assert it.read()[0].closes
+    assert it.phase is Phase.LINGERING
+    it.feed(b"\r\n")
+    it.eof()
     assert it.phase is Phase.CLOSED
 
 

@@ -654,7 +654,8 @@ def test_who_returns_on_a_disconnect_is_not_at_fault(loop: str, caplog: pytest.L
             pass
 
     async def main() -> None:
-        async with serving(app, lifespan="off") as worker, await Client.open(worker) as client:
+        flat = {"lifespan": "off", "access_log": True}
+        async with serving(app, **flat) as worker, await Client.open(worker) as client:
             await client.send(b"GET /gone HTTP/1.1\r\nhost: a\r\n\r\n", pause=0.05)
             client.shut()
             assert await client.closes_within(5)

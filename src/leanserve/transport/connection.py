@@ -317,9 +317,7 @@ class Connection(asyncio.Protocol):
         self._wait(
             Wait.LINGER, drain.drain_idle_timeout if self.service.draining else timeouts.linger_timeout
         )
-        request = self.codec.request
-        agreed = request is not None and not request.keep_alive and self.codec.request_ended
-        if not linger or self.codec.eof or agreed or not self.transport.can_write_eof():
+        if not linger or self.codec.eof or not self.transport.can_write_eof():
             self.transport.close()
         else:
             self.transport.write_eof()
