@@ -319,8 +319,12 @@ class Connection(asyncio.Protocol):
         )
         if not linger or self.codec.eof or not self.transport.can_write_eof():
             self.transport.close()
-        else:
+            return
+        try:
             self.transport.write_eof()
+        except OSError:
+            self.transport.abort()  # the peer has reset the connection; connection_lost is on its way
+        else:
             self.resume_reading()
 
     def abort(self) -> None:
