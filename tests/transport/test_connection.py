@@ -279,6 +279,18 @@ def test_connection_close_closes_in_stages(rig: Any) -> None:
     assert it.phase is Phase.CLOSED
 
 
+def test_a_reset_before_our_fin_is_no_fault_of_the_application(rig: Any) -> None:
+    def not_connected() -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    it = rig()
+    it.transport.write_eof = not_connected
+    it.feed(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    it.service.loop.run()
+    assert it.phase is Phase.CLOSED
+    assert it.service.failures == []
+
+
 @pytest.mark.parametrize("exc", [None, ConnectionResetError()])
 def test_a_loss_is_told_once(rig: Any, exc: Any) -> None:
     told: list[Any] = []
