@@ -30,13 +30,14 @@ class Watcher:
 
     def open(self) -> None:
         """Start watching."""
+        parent = os.getpid()  # asked before the fork: afterwards it may be dead already
         self._pid = os.fork()
         if self._pid:
             os.close(self._writer)
             return
         try:
             os.close(self._reader)
-            _watch(self._settings, self._writer)
+            _watch(self._settings, self._writer, parent)
         finally:
             os._exit(0)
 
@@ -79,11 +80,10 @@ def matches(path: str, settings: ReloadSettings) -> bool:
     return wanted and not unwanted
 
 
-def _watch(settings: ReloadSettings, writer: int) -> None:
+def _watch(settings: ReloadSettings, writer: int, parent: int) -> None:
     """In the watching process: write changed names until the supervisor is gone."""
     import watchfiles
 
-    parent = os.getppid()
     for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTTIN", "SIGTTOU"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
