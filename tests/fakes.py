@@ -19,7 +19,8 @@ from leanserve.asgi.http import HttpExchange
 from leanserve.asgi.messages import ExchangeRecord
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.events import Request
-from leanserve.protocol.fastpath import Recogniser
+from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
+from leanserve.protocol.responses import DefaultHeaders
 from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
@@ -322,6 +323,8 @@ class FakeService:
         self.deadlines = Deadlines(self.loop.time, self.loop.call_at)
         self.server_cert: str | None = None
         self.recogniser = Recogniser(self.settings.http) if self.settings.http.fastpath else None
+        self.encoder = ResponseEncoder(()) if self.settings.http.fastpath else None
+        self.keeps_records = True
         self.draining = False
         self.context = contextvars.copy_context()
         self.state: dict[str, Any] = {}
@@ -339,8 +342,8 @@ class FakeService:
         connection = Connection(self)
         return connection, FakeTransport(self.loop, connection, **extra)
 
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"server", b"fake")]
+    def default_headers(self) -> DefaultHeaders:
+        return DefaultHeaders([(b"server", b"fake")])
 
     def open_exchange(self, connection: Connection, request: Request) -> Any:
         exchange = HttpExchange(self, connection, request, self.app)
@@ -356,7 +359,7 @@ class FakeService:
     def exchange_started(self, exchange: Any) -> None:
         self.running.add(exchange)
 
-    def exchange_ended(self, exchange: Any) -> None:
+    def exchange_ended(self, exchange: Any, received_bytes: int, sent_bytes: int) -> None:
         self.running.remove(exchange)
 
     def exchange_done(self, record: ExchangeRecord) -> None:

@@ -76,11 +76,16 @@ class Record:
 class Lane:
     """The writer's side: the record of one worker. Cheap enough for every request."""
 
-    __slots__ = ("_base", "_words")
+    __slots__ = ("_base", "_bytes_in", "_bytes_out", "_in_flight", "_requests", "_words")
 
     def __init__(self, words: memoryview[int], base: int) -> None:
         self._words = words
         self._base = base
+        # Computed once: they are used with every request.
+        self._in_flight = base + _Word.IN_FLIGHT
+        self._requests = base + _Word.REQUESTS
+        self._bytes_in = base + _Word.BYTES_IN
+        self._bytes_out = base + _Word.BYTES_OUT
 
     def begin(self, pid: int, generation: int) -> None:
         """A new worker takes the lane: its gauges are zero, the counters stay."""
@@ -102,15 +107,16 @@ class Lane:
 
     def request_started(self) -> None:
         """An exchange or a WebSocket began."""
-        self._words[self._base + _Word.IN_FLIGHT] += 1
+        self._words[self._in_flight] += 1
 
     def request_done(self, bytes_in: int, bytes_out: int) -> None:
         """It ended, after so many bytes of bodies in either direction."""
-        base = self._base
-        self._words[base + _Word.IN_FLIGHT] -= 1
-        self._words[base + _Word.REQUESTS] += 1
-        self._words[base + _Word.BYTES_IN] += bytes_in
-        self._words[base + _Word.BYTES_OUT] += bytes_out
+        words = self._words
+        words[self._in_flight] -= 1
+        words[self._requests] += 1
+        if bytes_in:
+            words[self._bytes_in] += bytes_in
+        words[self._bytes_out] += bytes_out
 
     def connection_opened(self) -> None:
         """A connection was accepted."""

@@ -88,7 +88,7 @@ class Rig:
 
     @property
     def phase(self) -> Phase:
-        return self.connection.phase.state
+        return self.connection.phase
 
 
 @pytest.fixture(params=[True, False], ids=["fast", "h11"])

@@ -25,8 +25,9 @@ def scope_of(raw_path: bytes = b"/", headers: Headers | None = None, *, tls: Any
         setattr(service, name, value)
     connection, _ = service.connect()
     connection.peer = Peer(("10.0.0.1", 4000), ("10.0.0.2", 80), tls)
+    request = Request(b"GET", raw_path, b"q", "1.0", headers or [], forwarded=bool(headers))
     try:
-        return base_scope(service, connection, Request(b"GET", raw_path, b"q", "1.0", headers or []), "http")
+        return base_scope(service, connection, request, "http", {})
     finally:
         service.loop.close()
 

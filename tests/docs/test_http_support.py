@@ -58,8 +58,8 @@ def _read(codec: Http1Codec) -> str:
                 seen = [event.method, _head_seen(event)]
             elif isinstance(event, Data):
                 body += event.data
-            else:
-                assert isinstance(event, EndOfBody)
+            if codec.request_ended:
+                assert isinstance(event, EndOfBody) or not event.body
                 assert codec.request is not None
                 close = "" if codec.request.keep_alive else ", close"
                 said = b" ".join([*seen, body] if body else seen).decode("latin-1")

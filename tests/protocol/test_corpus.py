@@ -55,14 +55,13 @@ def _drain(codec: Http1Codec, outcome: Outcome) -> None:
     while (event := codec.next_event()) is not None:
         if isinstance(event, Request):
             outcome.begun = _seen(event, b"")
-        elif isinstance(event, Data):
-            assert outcome.begun is not None
+        assert outcome.begun is not None
+        if isinstance(event, Data):
             outcome.begun = Expected(
                 outcome.begun.method, outcome.begun.target, outcome.begun.body + event.data
             )
-        else:
-            assert isinstance(event, EndOfBody)
-            assert outcome.begun is not None
+        if codec.request_ended:
+            assert isinstance(event, EndOfBody) or not event.body
             assert codec.request is not None
             outcome.requests.append(outcome.begun)
             outcome.begun = None

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import os
 import stat
-import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 from leanserve.asgi.messages import (
     App,
@@ -16,7 +16,6 @@ from leanserve.asgi.messages import (
     ExchangeRecord,
     Message,
     base_scope,
-    call_app,
     cancel_task,
     is_disconnect,
 )
@@ -33,88 +32,107 @@ from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.responses import Framing, check_headers, check_trailers
 from leanserve.transport.connection import Connection
 
+if TYPE_CHECKING:
+    from leanserve.protocol.fastpath import PlainHead
+
 __all__ = ["HttpExchange"]
 
 logger = logging.getLogger("leanserve")
+
+
+_EXTENSIONS: dict[str, dict[str, Any]] = {
+    "http.response.trailers": {},
+    "http.response.early_hint": {},
+    "http.response.pathsend": {},
+}
+_METHODS = {name.encode(): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS")}
+# A look-up in an enum class costs as much as a call; these stand in the path of every request.
+_WAITING, _HELD, _DONE = ResponseState.WAITING, ResponseState.HELD, ResponseState.DONE
+_LAST_BODY = ResponseMove.LAST_BODY
+_UNREAD, _ENDED = BodyState.UNREAD, BodyState.ENDED
+_RESPONSE, _BODY = ResponseMachine.TABLE, BodyMachine.TABLE
+_COMPLETE = _RESPONSE[_HELD, _LAST_BODY]
 
 
 class HttpExchange:
     """Built when a request head is complete; lives until the application has returned."""
 
     __slots__ = (
-        "body", "connection", "held", "news", "record", "request", "response", "service", "started",
-        "task", "undelivered", "unread_limit",
+        "body", "cause", "client", "connection", "first_byte_s", "headers", "news", "plain",
+        "received_bytes", "request", "response", "sent_bytes", "service", "started", "status", "task",
+        "trailers", "undelivered",
     )  # fmt: skip
+
+    #: The head that waits for the first piece of its body; `plain` is the same as `headers`, when they are.
+    #: Behind it, `headers` gathers trailers, if `trailers` has announced them.
+    status: int
+    headers: Headers
+    plain: PlainHead | None
+    trailers: bool
 
     def __init__(self, service: AppService, connection: Connection, request: Request, app: App) -> None:
         self.service = service
         self.connection = connection
         self.request = request
-        self.response = ResponseMachine()
-        self.body = BodyMachine()
-        self.undelivered = bytearray()
-        self.unread_limit = service.settings.flow.receive_high_water
+        self.response = _WAITING
+        self.body = _UNREAD if request.body else _ENDED
+        self.undelivered: bytes | bytearray = b""
         self.news: asyncio.Event | None = None
-        self.held: tuple[int, Headers, bool] = (0, [], False)
-        self.started = time.monotonic()  # not loop.time(): uvloop's moves in steps of a millisecond
-        scope = base_scope(service, connection, request, "http")
-        scope["type"] = "http"
-        scope["method"] = request.method.decode("ascii")
-        scope["extensions"].update(_EXTENSIONS)
-        self.record = ExchangeRecord(
-            scope["client"],
-            scope["method"],
-            request.raw_path.decode("latin-1"),
-            request.query.decode("latin-1"),
-            request.version,
-            0,
-            0.0,
-            None,
-            0,
-            0,
-        )
+        self.status = 0
+        self.received_bytes = self.sent_bytes = 0
+        self.cause = ""
+        self.first_byte_s: float | None = None
+        self.started = monotonic()  # not loop.time(): uvloop's moves in steps of a millisecond
+        scope = base_scope(service, connection, request, "http", _EXTENSIONS)
+        scope["method"] = _METHODS.get(request.method) or request.method.decode("ascii")
+        self.client = scope["client"]
         # A copy of the context that stood after the lifespan startup, never another request's.
         self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
         service.exchange_started(self)
 
     def __repr__(self) -> str:
-        return f"<HttpExchange {self.response.state.name} {self.body.state.name} {self.record.path}>"
+        return f"<HttpExchange {self.response.name} {self.body.name} {self.request.raw_path!r}>"
 
     # What the connection tells
 
     def body_received(self, data: bytes) -> None:
         """Bytes of the request body."""
-        self.record.received_bytes += len(data)
-        if self.response.state >= ResponseState.DONE or self.body.state is BodyState.CUT:
+        self.received_bytes += len(data)
+        if self.response >= ResponseState.DONE or self.body is BodyState.CUT:
             return  # nobody will ask for it
-        self.undelivered += data
-        if len(self.undelivered) > self.unread_limit:
+        if not self.undelivered:
+            self.undelivered = data  # one read, one message: handed on as it is
+        else:
+            if type(self.undelivered) is bytes:
+                self.undelivered = bytearray(self.undelivered)
+            self.undelivered += data
+        if len(self.undelivered) > self.service.settings.flow.receive_high_water:
             self.connection.pause_reading()
         self._wake()
 
     def body_ended(self) -> None:
         """The request is complete."""
-        self.body.advance(BodyMove.END)
+        self._body_move(BodyMove.END)
         self._wake()
 
     def client_finished(self) -> None:
         """The client has closed its side: gone, or reading still. Sending goes on, receiving ends."""
-        if self.body.state is BodyState.ENDED:
+        if self.body is BodyState.ENDED:
             return  # what is here is delivered first; receive() then finds the codec at EOF
-        self.body.advance(BodyMove.CUT)
+        self._body_move(BodyMove.CUT)
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, or the request broke off."""
-        if self.response.state < ResponseState.DONE:
-            self.record.cause = self.record.cause or "client_gone"
+        if self.response < ResponseState.DONE:
+            self.cause = self.cause or "client_gone"
+            self._lose()
             if isinstance(exc, RemoteProtocolError):
-                self.record.cause = "bad_request"
-                self.record.status = self.record.status or exc.status
-            self.response.advance(ResponseMove.LOSE)
+                self.cause = "bad_request"
+                self.status = self.status or exc.status
             self._close_record()
-        self.body.advance(BodyMove.CUT)
-        self.undelivered.clear()
+        self._body_move(BodyMove.CUT)
+        self.undelivered = b""
         self._wake()
 
     def drain(self) -> None:
@@ -122,7 +140,7 @@ class HttpExchange:
 
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
-        self.record.cause = reason
+        self.cause = reason
         cancel_task(self.service.loop, self.task, reason)
 
     # What the application calls
@@ -130,14 +148,14 @@ class HttpExchange:
     async def receive(self) -> Message:
         """ASGI receive."""
         while True:
-            if self.response.state >= ResponseState.DONE or self.body.state is BodyState.CUT:
+            if self.response >= ResponseState.DONE or self.body is BodyState.CUT:
                 return {"type": "http.disconnect"}
-            if self.undelivered or self.body.state is BodyState.ENDED:
+            if self.undelivered or self.body is BodyState.ENDED:
                 return self._deliver()
-            if self.body.state is BodyState.DELIVERED and self.connection.codec.eof:
+            if self.body is BodyState.DELIVERED and self.connection.codec.eof:
                 return {"type": "http.disconnect"}
             self._ask_for_body()
-            self.body.advance(BodyMove.ASK)
+            self._body_move(BodyMove.ASK)
             if self.news is None:
                 self.news = asyncio.Event()
             self.news.clear()
@@ -145,17 +163,17 @@ class HttpExchange:
 
     def _ask_for_body(self) -> None:
         """RFC 9110 section 10.1.1: 100 (Continue) asks for the body; a final response may say no instead."""
-        unasked = self.body.state is BodyState.UNREAD and self.response.state <= ResponseState.HELD
+        unasked = self.body is BodyState.UNREAD and self.response <= ResponseState.HELD
         if unasked and self.request.expects_continue:
             self.connection.send_interim(100)
 
     def _deliver(self) -> Message:
         body = bytes(self.undelivered)
-        self.undelivered.clear()
         if body:
+            self.undelivered = b""
             self.connection.resume_reading()
-        if self.body.state is BodyState.ENDED:
-            self.body.advance(BodyMove.DELIVER)
+        if self.body is BodyState.ENDED:
+            self._body_move(BodyMove.DELIVER)
             return {"type": "http.request", "body": body, "more_body": False}
         return {"type": "http.request", "body": body, "more_body": True}
 
@@ -166,11 +184,11 @@ class HttpExchange:
             AppProtocolError: a message that ASGI or HTTP does not allow here.
             ClientDisconnected: the client has gone.
         """
-        if self.response.state is ResponseState.GONE:
-            raise ClientDisconnected("the client has gone")
-        if self.response.state is ResponseState.DONE:
-            return  # ASGI: after the last body message "any further messages on the channel will be ignored"
         handler = _HANDLERS.get(message["type"])
+        if self.response >= _DONE:
+            if self.response is ResponseState.GONE:
+                raise ClientDisconnected("the client has gone")
+            return  # ASGI: after the last body message "any further messages on the channel will be ignored"
         if handler is None:
             raise AppProtocolError(f"an HTTP application cannot send {message['type']!r}")
         waiting = handler(self, message)
@@ -178,43 +196,53 @@ class HttpExchange:
             await waiting
 
     def _start(self, message: Message) -> None:
-        if not self.response.accepts(ResponseMove.START):
+        if self.response is not _WAITING:
             raise AppProtocolError("http.response.start was sent twice")
         status = message.get("status")
         if not isinstance(status, int) or not 200 <= status <= 999:
             raise AppProtocolError(f"status {status!r} is not that of a final response")
-        headers = check_headers(message.get("headers", ()))
-        self.held = (int(status), headers, bool(message.get("trailers", False)))
-        self.response.advance(ResponseMove.START)
+        headers = message.get("headers", ())
+        self.trailers = trailers = bool(message.get("trailers", False))
+        encoder = self.service.encoder
+        self.plain = plain = None if trailers or encoder is None else encoder.check(headers)
+        self.headers = plain[2] if plain is not None else check_headers(headers)
+        self.status = status
+        self.response = _HELD
 
     def _body(self, message: Message) -> Awaitable[None] | None:
         data = message.get("body", b"")
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise AppProtocolError(f"body must be bytes, not {type(data).__name__}")
         if type(data) is not bytes:
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise AppProtocolError(f"body must be bytes, not {type(data).__name__}")
             data = bytes(data)
-        more = bool(message.get("more_body", False))
-        trailers = self.held[2]
-        if self.response.state is ResponseState.HELD:
-            self._send_head(data, more=more, trailers=trailers)
-        elif self.response.state is ResponseState.STREAMING:
-            self.connection.send_body(data, more=more or trailers)
+        more = message.get("more_body", False)
+        if self.response is _HELD:
+            if not more and self.plain is not None:
+                connection = self.connection
+                if connection.send_plain(self.status, self.plain, data):
+                    self.response = _COMPLETE
+                    self.sent_bytes = len(data)
+                    if self.service.keeps_records or self.news is not None:
+                        self._close_record()
+                    connection.next_exchange()
+                    return None
+            self._send_head(data, more=bool(more))
+        elif self.response is ResponseState.STREAMING:
+            self.connection.send_body(data, more=bool(more or self.trailers))
         else:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
         if not self._sends_nothing():
-            self.record.sent_bytes += len(data)
+            self.sent_bytes += len(data)
         if more:
-            self.response.advance(ResponseMove.BODY)
+            self.response = _RESPONSE[self.response, ResponseMove.BODY]
         else:
-            self.response.advance(ResponseMove.BODY_BEFORE_TRAILERS if trailers else ResponseMove.LAST_BODY)
+            self._move(ResponseMove.BODY_BEFORE_TRAILERS if self.trailers else _LAST_BODY)
         return self._after_write()
 
-    def _send_head(self, data: bytes, *, more: bool, trailers: bool) -> None:
-        status, headers, _ = self.held
-        self.connection.send_response(status, headers, data, more=more, trailers=trailers)
-        self.record.status = status
-        self.held = (status, [], trailers)  # from here on the list gathers trailers
-        self.record.first_byte_s = time.monotonic() - self.started
+    def _send_head(self, data: bytes, *, more: bool) -> None:
+        self.connection.send_response(self.status, self.headers, data, more=more, trailers=self.trailers)
+        self.headers = []  # from here on it gathers trailers
+        self.first_byte_s = monotonic() - self.started
 
     def _sends_nothing(self) -> bool:
         """Whether bodies are dropped: HEAD, 204, 205, 304."""
@@ -228,28 +256,27 @@ class HttpExchange:
         if head is not None and head.fault is not None:
             self._cut("app_error")
             raise AppProtocolError(head.fault)
-        if self.response.state is ResponseState.DONE:
+        if self.response is _DONE:
             self._finish()
         elif not self.connection.gate.open:
             return self.connection.gate.wait_open()
         return None
 
     def _trailers(self, message: Message) -> Awaitable[None] | None:
-        if self.response.state is not ResponseState.TRAILING:
+        if self.response is not ResponseState.TRAILING:
             raise AppProtocolError(
                 "http.response.trailers without trailers=True, or before the end of the body"
             )
-        trailers = self.held[1]
-        trailers += check_trailers(message.get("headers", ()))
+        self.headers += check_trailers(message.get("headers", ()))
         if not message.get("more_trailers", False):
-            self.connection.send_trailers(trailers)
-            self.response.advance(ResponseMove.TRAILERS)
+            self.connection.send_trailers(self.headers)
+            self._move(ResponseMove.TRAILERS)
             return self._after_write()
         return None
 
     def _early_hint(self, message: Message) -> None:
         """RFC 8297: 103 with Link headers, before the final head; too late or too old a client: ignored."""
-        if self.response.state <= ResponseState.HELD and self.request.version == "1.1":
+        if self.response <= ResponseState.HELD and self.request.version == "1.1":
             links = message.get("links", ())
             if not isinstance(links, Iterable):
                 raise AppProtocolError(f"links must be an iterable of bytes, not {type(links).__name__}")
@@ -257,7 +284,7 @@ class HttpExchange:
 
     async def _path(self, message: Message) -> None:
         """The body is a file; it is the whole body."""
-        if self.response.state is not ResponseState.HELD:
+        if self.response is not ResponseState.HELD:
             raise AppProtocolError("http.response.pathsend must follow http.response.start")
         path = message.get("path")
         if not isinstance(path, str) or not os.path.isabs(path):
@@ -273,34 +300,39 @@ class HttpExchange:
             os.close(fd)
 
     async def _send_file(self, fd: int, size: int) -> None:
-        status, headers, trailers = self.held
-        if not any(name == b"content-length" for name, _ in headers):
-            self.held = (status, [*headers, (b"content-length", b"%d" % size)], trailers)
-        self._send_head(b"", more=True, trailers=False)
-        self.response.advance(ResponseMove.BODY)
+        if not any(name == b"content-length" for name, _ in self.headers):
+            self.headers = [*self.headers, (b"content-length", b"%d" % size)]
+        self.trailers = False
+        self._send_head(b"", more=True)
+        self._move(ResponseMove.BODY)
         if not self._sends_nothing():
-            self.record.sent_bytes += size
+            self.sent_bytes += size
         await self.connection.send_file(fd, size)
-        self.response.advance(ResponseMove.LAST_BODY)
+        self._move(ResponseMove.LAST_BODY)
         self._after_write()
 
     # The end
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
         try:
-            # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
-            self._end(500, await call_app(app, scope, self.receive, self.send))
+            await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
             self._end(503, None)
             raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one of the three named places: the application
+            # sys.exit() in a handler is that request's end, not the worker's with all its other requests.
+            self._end(500, error)
+        else:
+            if self.response < _DONE:
+                self._end(500, None)
         finally:
-            self.service.exchange_ended(self)
+            self.service.exchange_ended(self, self.received_bytes, self.sent_bytes)
 
     def _end(self, status: int, error: Exception | SystemExit | None) -> None:
         """The application has returned, raised or been cancelled."""
         if error is not None:
             self._log(error)
-        state = self.response.state
+        state = self.response
         if state >= ResponseState.DONE:
             return
         if error is None and self.connection.codec.eof:
@@ -309,15 +341,16 @@ class HttpExchange:
             return
         if error is None and status == 500:
             logger.error("the application returned without completing its response to %s", self._name())
-        self.record.cause = self.record.cause or "app_error"
+        self.cause = self.cause or "app_error"
         if state <= ResponseState.HELD:
-            self.held = (status, [(b"content-type", b"text/plain; charset=utf-8")], False)
-            self._send_head(_BODIES[status], more=False, trailers=False)
-            self.record.sent_bytes += len(_BODIES[status])
-            self.response.advance(ResponseMove.FAIL)
+            self.status, self.trailers = status, False
+            self.headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            self._send_head(_BODIES[status], more=False)
+            self.sent_bytes += len(_BODIES[status])
+            self._move(ResponseMove.FAIL)
             self._finish()
         else:
-            self._cut(self.record.cause)
+            self._cut(self.cause)
 
     def _log(self, error: Exception | SystemExit) -> None:
         if is_disconnect(error):
@@ -326,44 +359,55 @@ class HttpExchange:
             logger.error("exception in the application at %s", self._name(), exc_info=error)
 
     def _name(self) -> str:
-        return f"{self.record.method} {self.record.path!a}"
+        return f"{self.request.method.decode()} {self.request.raw_path.decode('latin-1')!a}"
 
     def _cut(self, cause: str) -> None:
         """End a response that has begun so that the client cannot take it for complete."""
-        if self.response.state < ResponseState.GONE:
-            self.record.cause = cause
+        if self.response < ResponseState.GONE:
+            self.cause = cause
             head = self.connection.codec.response
             if head is not None and head.framing is Framing.CLOSE:
                 self.connection.reset()  # there, an orderly close would be a proper end
             else:
                 self.connection.finish()
-            if self.response.state is not ResponseState.DONE:
-                self.response.advance(ResponseMove.LOSE)
-            self.body.advance(BodyMove.CUT)
+            if self.response is not ResponseState.DONE:
+                self._lose()
+            self._body_move(BodyMove.CUT)
             self._close_record()
-            self._wake()
 
     def _finish(self) -> None:
         self._close_record()
-        self._wake()
         self.connection.exchange_done()
 
     def _close_record(self) -> None:
-        record = self.record
-        record.status = record.status or 499
-        record.duration_s = time.monotonic() - self.started
-        self.service.exchange_done(record)
+        if self.service.keeps_records:
+            self.service.exchange_done(self._make_record())
+        self._wake()
+
+    def _make_record(self) -> ExchangeRecord:
+        request, now = self.request, monotonic() - self.started
+        return ExchangeRecord(
+            self.client, request.method.decode("ascii"), request.raw_path.decode("latin-1"),
+            request.query.decode("latin-1"), request.version, self.status or 499, now,
+            now if self.response is _DONE and self.first_byte_s is None else self.first_byte_s,
+            self.received_bytes, self.sent_bytes, self.cause,
+        )  # fmt: skip
+
+    def _move(self, move: ResponseMove) -> None:
+        self.response = _RESPONSE[self.response, move]
+
+    def _lose(self) -> None:
+        if self.response <= _HELD:
+            self.status = 0  # it was said, and never sent
+        self._move(ResponseMove.LOSE)
+
+    def _body_move(self, move: BodyMove) -> None:
+        self.body = _BODY[self.body, move]
 
     def _wake(self) -> None:
         if self.news is not None:
             self.news.set()
 
-
-_EXTENSIONS: dict[str, dict[str, Any]] = {
-    "http.response.trailers": {},
-    "http.response.early_hint": {},
-    "http.response.pathsend": {},
-}
 
 _BODIES = {500: b"Internal Server Error", 503: b"Service Unavailable"}
 

@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from leanserve.asgi.forwarded import TrustedProxies
@@ -17,6 +17,9 @@ from leanserve.protocol.events import Request
 from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
+
+if TYPE_CHECKING:
+    from leanserve.protocol.fastpath import ResponseEncoder
 
 __all__ = [
     "App",
@@ -72,7 +75,6 @@ class Running(Protocol):
     """An exchange whose application call has not ended."""
 
     task: asyncio.Task[None]
-    record: ExchangeRecord
 
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
@@ -86,59 +88,99 @@ class AppService(Protocol):
     deadlines: Deadlines
     proxies: TrustedProxies | None
     root_path: str
-
-    @property
-    def context(self) -> contextvars.Context:
-        """What stood after the lifespan startup; each application call gets a copy."""
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The lifespan state; each scope gets a shallow copy."""
+    #: None: every response goes the planned way.
+    encoder: ResponseEncoder | None
+    #: What stood after the lifespan startup; each application call gets a copy.
+    context: contextvars.Context
+    #: The lifespan state; each scope gets a shallow copy.
+    state: dict[str, Any]
+    #: Whether anybody reads what ``exchange_done`` is given.
+    keeps_records: bool
 
     def exchange_started(self, exchange: Running) -> None:
         """The application has been called."""
 
-    def exchange_ended(self, exchange: Running) -> None:
-        """The application call has ended."""
+    def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
+        """The application call has ended, after so many bytes of bodies or messages in either direction."""
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """The response has ended, one way or another."""
 
 
-def base_scope(service: AppService, connection: Connection, request: Request, scheme: str) -> dict[str, Any]:
-    """The part of the scope that HTTP and WebSocket share. `scheme` is "http" or "ws"."""
+def base_scope(
+    service: AppService,
+    connection: Connection,
+    request: Request,
+    kind: str,
+    extensions: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The part of the scope that HTTP and WebSocket share.
+
+    Args:
+        service, connection, request: where the facts come from.
+        kind: "http" or "websocket".
+        extensions: those of this kind, without ``tls``; copied.
+    """
     peer = connection.peer
     client = peer.client
     secure = peer.tls is not None
-    if service.proxies is not None:
+    if request.forwarded and service.proxies is not None:
         client, seen = service.proxies.resolve(request.headers, client, "https" if secure else "http")
         secure = seen == "https"
     raw_path = request.raw_path
     # unquote_to_bytes and not unquote: "percent-encoded sequences and UTF-8 byte sequences decoded into
     # characters"; what is no UTF-8 must not raise, and raw_path keeps the truth.
-    path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace")
-    if service.root_path and path != "*":
+    if b"%" in raw_path or not raw_path.isascii():
+        path = unquote_to_bytes(raw_path).decode("utf-8", "replace")
+    else:
+        path = raw_path.decode()
+    root_path = service.root_path
+    if root_path and path != "*":
         # Spec: root_path is a prefix of path; the proxy that stripped it has hidden it from raw_path too.
-        path = service.root_path + path
-        raw_path = service.root_path.encode("utf-8") + raw_path
-    scope: dict[str, Any] = {
-        "type": "",
-        "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
-        "http_version": request.version,
-        "scheme": scheme + "s" if secure else scheme,
-        "path": path,
-        "raw_path": raw_path,
-        "query_string": request.query,
-        "root_path": service.root_path,
-        "headers": request.headers,
-        "client": client,
-        "server": peer.server,
-        "state": service.state.copy(),
-        "extensions": {},
-    }
+        path = root_path + path
+        raw_path = root_path.encode("utf-8") + raw_path
+    scope = _SCOPE.copy()  # cheaper than to write them all out
+    scope["type"] = kind
+    scope["asgi"] = _ASGI.copy()
+    if request.version != "1.1":
+        scope["http_version"] = request.version
+    scope["scheme"] = _SCHEMES[kind, secure]
+    scope["path"] = path
+    scope["raw_path"] = raw_path
+    scope["query_string"] = request.query
+    scope["root_path"] = root_path
+    scope["headers"] = request.headers
+    scope["client"] = client
+    scope["server"] = peer.server
+    scope["state"] = service.state.copy()
+    scope["extensions"] = extensions.copy()
     if peer.tls is not None:
         scope["extensions"]["tls"] = peer.tls
     return scope
+
+
+_ASGI = {"version": "3.0", "spec_version": SPEC_VERSION}
+_SCOPE: dict[str, Any] = {
+    "type": "",
+    "asgi": {},
+    "http_version": "1.1",
+    "scheme": "",
+    "path": "",
+    "raw_path": b"",
+    "query_string": b"",
+    "root_path": "",
+    "headers": (),
+    "client": None,
+    "server": None,
+    "state": {},
+    "extensions": {},
+}
+_SCHEMES = {
+    ("http", False): "http",
+    ("http", True): "https",
+    ("websocket", False): "ws",
+    ("websocket", True): "wss",
+}
 
 
 async def call_app(

@@ -105,10 +105,8 @@ class WebSocketExchange:
         #: The head of a denial, from websocket.http.response.start until its first body message.
         self.denial: tuple[int, Headers] | None = None
         self.started = time.monotonic()
-        scope = base_scope(service, connection, request, "ws")
-        scope["type"] = "websocket"
+        scope = base_scope(service, connection, request, "websocket", {"websocket.http.response": {}})
         scope["subprotocols"] = list(self.handshake.subprotocols)
-        scope["extensions"]["websocket.http.response"] = {}
         self.record = ExchangeRecord(
             scope["client"], "GET", request.raw_path.decode("latin-1"), request.query.decode("latin-1"),
             request.version, 0, 0.0, None, 0, 0,
@@ -363,8 +361,8 @@ class WebSocketExchange:
             self._app_ended(503, CloseCode.SERVICE_RESTART)
             raise
         finally:
-            self.service.exchange_ended(self)
-            if self.connection.phase.state is Phase.CLOSED:
+            self.service.exchange_ended(self, self.record.received_bytes, self.record.sent_bytes)
+            if self.connection.phase is Phase.CLOSED:
                 self.reader.release()
 
     def _app_returned(self, error: Exception | SystemExit | None) -> None:

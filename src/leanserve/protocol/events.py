@@ -8,10 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["BodyKind", "Data", "EndOfBody", "Headers", "Request", "Upgrade"]
+__all__ = ["FORWARDED", "BodyKind", "Data", "EndOfBody", "Headers", "Request", "Upgrade"]
 
 #: Header lines in the order received, names in lower case.
 Headers = list[tuple[bytes, bytes]]
+
+
+#: The fields in which a proxy says whom it speaks for.
+FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
 class BodyKind(IntEnum):
@@ -45,6 +49,7 @@ class Request:
         expects_continue: the client waits for 100 before it sends the body.
         upgrade: the protocol asked for, if we speak it.
         accepts_trailers: the client sent ``TE: trailers``.
+        forwarded: a proxy's ``x-forwarded-for`` or ``x-forwarded-proto`` is among the headers.
     """
 
     method: bytes
@@ -58,6 +63,7 @@ class Request:
     expects_continue: bool = False
     upgrade: Upgrade = Upgrade.NONE
     accepts_trailers: bool = False
+    forwarded: bool = False
 
 
 @dataclass(slots=True)
@@ -69,4 +75,4 @@ class Data:
 
 @dataclass(slots=True)
 class EndOfBody:
-    """The request is complete."""
+    """The request is complete; said only behind a head that announced a body."""

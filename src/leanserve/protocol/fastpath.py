@@ -1,4 +1,4 @@
-"""The plain case, recognised in front of h11 (docs/explain/design.md, section 4).
+"""The plain case, recognised in front of h11 and of the planned response (docs/explain/fastpath.md).
 
 A recogniser returns exactly what the strict way would return, or None. It never raises, never answers and
 has no options; None costs nothing but the time of the strict way. Deleting this module leaves every other
@@ -8,22 +8,25 @@ test green.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-from leanserve.protocol.events import BodyKind, Headers, Request
+from leanserve.protocol.events import FORWARDED, BodyKind, Headers, Request, Upgrade
+from leanserve.protocol.responses import REASONS, DefaultHeaders
 from leanserve.settings import HttpSettings
 
-__all__ = ["Recogniser"]
+__all__ = ["PlainHead", "Recogniser", "ResponseEncoder"]
 
 # Methods and origin-form targets as browsers, clients and proxies send them; no fragment, nothing but ASCII.
 _REQUEST_LINE = re.compile(
     rb"(GET|POST|HEAD|PUT|DELETE|PATCH|OPTIONS) "
-    rb"(/[\x21\x22\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x22\x24-\x7e]*))? HTTP/1\.1"
+    rb"(/[\x21\x22\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x22\x24-\x7e]*))? HTTP/1\.1\r\n"
 )
-# token ":" OWS value OWS (RFC 9112 section 5).
+# token ":" OWS value OWS (RFC 9112 section 5), each from the start of its line to the end.
 # (*+): else a long blank value with a bad byte behind it costs time in the square of its length.
-_LINE = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+"
-    rb"((?:[\x21-\x7e\x80-\xff](?:[ \t\x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
+_LINES = re.compile(
+    rb"(?:\A|(?<=\r\n))([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+"
+    rb"((?:[\x21-\x7e\x80-\xff](?:[ \t\x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*\r\n"
 )
 _HOST = re.compile(rb"[A-Za-z0-9\-._]+(?::\d{1,5})?")
 _LENGTH = re.compile(rb"\d{1,19}")
@@ -35,94 +38,195 @@ _DECISIVE = frozenset(
 )
 # Secrets have no business in a table that outlives their request.
 _SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization", b"x-api-key", b"set-cookie"})
+_NEVER_PLAIN = _DECISIVE - {b"host", b"connection", b"content-length"}
+_NOTED = _DECISIVE | _SECRET | FORWARDED
 
-_CACHED_LINES = 512
-_CACHED_LINE_BYTES = 256
+_NO_UPGRADE = Upgrade.NONE
+_CACHED_BLOCKS: Final = 256
+_CACHED_BLOCK_BYTES: Final = 2048
+
+
+class _Block(NamedTuple):
+    """What the lines behind a request line say."""
+
+    headers: Headers
+    keep_alive: bool
+    body: BodyKind
+    content_length: int
+    forwarded: bool
 
 
 class Recogniser:
-    """Recognises plain request heads. One per worker, for its table of header lines seen before.
+    """Recognises plain request heads. One per worker, for its table of header blocks seen before.
 
     Attributes:
         recognised, declined: how many heads it took and left to h11.
     """
 
-    __slots__ = ("_lines", "_settings", "declined", "recognised")
+    __slots__ = ("_blocks", "_settings", "declined", "recognised")
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
-        # Whole lines to checked pairs: a client repeats its lines, and a look-up is cheaper than a match.
-        self._lines: dict[bytes, tuple[bytes, bytes]] = {}
+        # All lines behind the request line as one key: a client repeats them from request to request.
+        self._blocks: dict[bytes, _Block] = {}
         self.recognised = 0
         self.declined = 0
 
     def recognise_request(self, head: bytes) -> Request | None:
         """The request that a complete head (without its empty line) holds, or None when it is not plain."""
-        request = self._recognise(head)
-        if request is None:
-            self.declined += 1
-        else:
-            self.recognised += 1
-        return request
+        match = _REQUEST_LINE.match(head)
+        if match is not None:
+            end = match.end()
+            lines = head[end:]
+            block = self._blocks.get(lines) or self._read_block(lines)
+            if block is not None and end - 2 <= self._settings.request_line_bytes:
+                self.recognised += 1
+                method, path, query = match.groups(b"")
+                headers, keep_alive, body, length, forwarded = block
+                # By position: names cost time.
+                return Request(
+                    method, path, query, "1.1", headers.copy(), keep_alive, body, length,
+                    False, _NO_UPGRADE, False, forwarded,
+                )  # fmt: skip
+        self.declined += 1
+        return None
 
-    def _recognise(self, head: bytes) -> Request | None:
-        first, *lines = head.split(b"\r\n")
+    def _read_block(self, lines: bytes) -> _Block | None:
+        """Check every line; the limits too, so that a block from the table has passed them."""
         settings = self._settings
-        if (
-            len(first) > settings.request_line_bytes
-            or len(lines) > settings.header_count
-            or len(head) - len(first) > settings.header_bytes
-        ):
+        count = lines.count(b"\r\n") + 1
+        if count > settings.header_count or len(lines) + 2 > settings.header_bytes:
             return None
-        match = _REQUEST_LINE.fullmatch(first)
-        if match is None:
-            return None
-        headers: Headers = []
-        decisive: Headers = []
-        cached = self._lines
-        for line in lines:
-            pair = cached.get(line) or self._match_line(line)
-            if pair is None:
-                return None
-            headers.append(pair)
-            if pair[0] in _DECISIVE:
-                decisive.append(pair)
-        request = Request(match[1], match[2], match[3] or b"", "1.1", headers)
-        return request if _apply_decisive(request, decisive) else None
+        found = _LINES.findall(lines + b"\r\n")
+        if len(found) != count:
+            return None  # a line that is none
+        headers = [(name.lower(), value) for name, value in found]
+        noted = [pair for pair in headers if pair[0] in _NOTED]
+        block = _judge(headers, noted)
+        if block is None or len(lines) > _CACHED_BLOCK_BYTES or any(name in _SECRET for name, _ in noted):
+            return block
+        if len(self._blocks) >= _CACHED_BLOCKS:
+            self._blocks.clear()
+        self._blocks[lines] = block
+        return block
 
-    def _match_line(self, line: bytes) -> tuple[bytes, bytes] | None:
-        match = _LINE.fullmatch(line)
-        if match is None:
+
+def _judge(headers: Headers, noted: Headers) -> _Block | None:
+    """Read the fields that decide framing and keep-alive; None when one of them is not plain."""
+    known: dict[bytes, bytes] = {}
+    for name, value in noted:
+        if name in _DECISIVE and name in known:
             return None
-        pair = (match[1].lower(), match[2])
-        if len(line) <= _CACHED_LINE_BYTES and pair[0] not in _SECRET:
+        known[name] = value
+    if _HOST.fullmatch(known.get(b"host", b"")) is None:
+        return None
+    option = known.get(b"connection", b"keep-alive").lower()
+    length = known.get(b"content-length", b"0")
+    if option not in (b"keep-alive", b"close") or _LENGTH.fullmatch(length) is None:
+        return None
+    if not _NEVER_PLAIN.isdisjoint(known):
+        return None
+    size = int(length)
+    body = BodyKind.LENGTH if size else BodyKind.NONE
+    return _Block(headers, option == b"keep-alive", body, size, not FORWARDED.isdisjoint(known))
+
+
+# As the strict way leaves them: names in lower case, values without blanks around them; none are empty.
+_PLAIN_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_PLAIN_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[ \t\x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
+_OURS = frozenset({b"connection", b"content-length", b"transfer-encoding", b"date", b"server"})
+# 204, 205 and 304 have no content: the planned way knows what that means.
+_STATUS_LINES = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, reason)
+    for status, reason in REASONS.items()
+    if status >= 200 and status not in (204, 205, 304)
+}
+_CACHED_LINES: Final = 512
+_CACHED_LINE_BYTES: Final = 256
+
+#: The headers of a plain response, checked: the lines of all but content-length; the length that the
+#: application declared, or -1; all of them as ``responses.check_headers`` would have given them back.
+PlainHead = tuple[list[bytes], int, Headers]
+
+
+class ResponseEncoder:
+    """Encodes plain responses. One per worker, for its table of header lines seen before.
+
+    Plain is a final response to HTTP/1.1 with a body of known length, in one piece, whose headers leave
+    framing, connection, date and server to us.
+    """
+
+    __slots__ = ("_lines", "_ours")
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        self._lines: dict[tuple[bytes, bytes], bytes] = {}
+        #: Names that an application may set in place of ours, or that decide something.
+        self._ours = _OURS.union(names)
+
+    def check(self, headers: object) -> PlainHead | None:
+        """What `headers` of an application come to; None when one of them is not plain (or not valid)."""
+        if type(headers) is not list and type(headers) is not tuple:
+            return None  # an iterator can be read only once
+        lines: list[bytes] = []
+        length = -1
+        known = self._lines
+        try:
+            for pair in headers:
+                line = known.get(pair)
+                if line is None:
+                    name, value = pair
+                    if name == b"content-length" and length < 0 and _is_length(value):
+                        length = int(value)
+                        continue
+                    line = self._make_line(name, value)
+                    if line is None:
+                        return None
+                lines.append(line)
+        except (TypeError, ValueError):
+            return None
+        return lines, length, list(headers)
+
+    def _make_line(self, name: object, value: object) -> bytes | None:
+        if type(name) is not bytes or type(value) is not bytes:
+            return None
+        if name in self._ours or _PLAIN_NAME.fullmatch(name) is None or _PLAIN_VALUE.fullmatch(value) is None:
+            return None
+        line = b"%b: %b\r\n" % (name, value)
+        if len(line) <= _CACHED_LINE_BYTES and name not in _SECRET:
             if len(self._lines) >= _CACHED_LINES:
                 self._lines.clear()
-            self._lines[line] = pair
-        return pair
+            self._lines[name, value] = line
+        return line
+
+    def encode(
+        self,
+        request: Request,
+        status: int,
+        plain: PlainHead,
+        body: bytes,
+        ours: DefaultHeaders,
+        close: bool,
+    ) -> bytes | None:
+        """The whole response as bytes, or None when it is not plain.
+
+        Args:
+            request: what is answered; all of it has been read.
+            status: 200 to 999.
+            plain: what :meth:`check` made of the application's headers.
+            body: all of it.
+            ours: added in front of content-length.
+            close: the connection closes behind the response.
+        """
+        lines, length, _ = plain
+        size = len(body)
+        start = _STATUS_LINES.get(status)
+        if start is None or (length != size and length >= 0) or request.version != "1.1":
+            return None
+        if request.method == b"HEAD":
+            return None
+        end = b"content-length: %d\r\nconnection: close\r\n\r\n" if close else b"content-length: %d\r\n\r\n"
+        return b"".join((start, *lines, ours.block, end % size, body))
 
 
-def _apply_decisive(request: Request, decisive: Headers) -> bool:
-    """Read the fields that decide framing and keep-alive; False when one of them is not plain."""
-    seen: set[bytes] = set()
-    for name, value in decisive:
-        if name in seen:
-            return False
-        seen.add(name)
-        if name == b"host":
-            if _HOST.fullmatch(value) is None:
-                return False
-        elif name == b"connection":
-            option = value.lower()
-            if option == b"close":
-                request.keep_alive = False
-            elif option != b"keep-alive":
-                return False
-        elif name == b"content-length":
-            if _LENGTH.fullmatch(value) is None:
-                return False
-            if size := int(value):
-                request.body, request.content_length = BodyKind.LENGTH, size
-        else:
-            return False
-    return b"host" in seen
+def _is_length(value: object) -> bool:
+    return type(value) is bytes and value.isdigit() and len(value) < 19

@@ -16,7 +16,7 @@ import h11
 
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol import fastpath, responses, strict
-from leanserve.protocol.events import BodyKind, Data, EndOfBody, Headers, Request
+from leanserve.protocol.events import BodyKind, Data, EndOfBody, Request
 from leanserve.protocol.responses import Framing, ResponseHead
 from leanserve.settings import HttpSettings
 
@@ -32,6 +32,9 @@ class _Reading(IntEnum):
     ENDED = 2
 
 
+_HEAD, _BODY, _ENDED = _Reading  # a look-up in an enum class costs as much as a call
+
+
 class FileRange:
     """Stands for the first `count` bytes of a file in a list of pieces to write."""
 
@@ -45,7 +48,6 @@ class Http1Codec:
     """Bytes in, events out; responses in, bytes out. One per connection; exchanges share no state."""
 
     __slots__ = (
-        "_buffer",
         "_gate",
         "_h11",
         "_left",
@@ -53,6 +55,7 @@ class Http1Codec:
         "_recogniser",
         "_scanned",
         "_settings",
+        "buffer",
         "eof",
         "request",
         "response",
@@ -61,10 +64,11 @@ class Http1Codec:
     def __init__(self, settings: HttpSettings, recogniser: fastpath.Recogniser | None = None) -> None:
         self._settings = settings
         self._recogniser = recogniser
-        self._buffer = bytearray()
+        #: Bytes received and not yet made into an event.
+        self.buffer: bytes | bytearray = b""
         self._scanned = 0
         self._h11: h11.Connection | None = None  # of an exchange that is not plain
-        self._reading = _Reading.HEAD
+        self._reading = _HEAD
         self._gate: strict.ChunkGate | None = None
         self._left = 0
         #: The peer has sent its last byte.
@@ -77,45 +81,38 @@ class Http1Codec:
     # Receiving
 
     @property
-    def buffered_bytes(self) -> int:
-        """Bytes received and not yet made into an event."""
-        return len(self._buffer)
-
-    @property
     def request_ended(self) -> bool:
         """Whether the request of this exchange has been read to its end."""
-        return self._reading is _Reading.ENDED
+        return self._reading is _ENDED
 
     def receive(self, data: bytes) -> None:
         """Add bytes from the peer."""
-        self._buffer += data
+        buffer = self.buffer
+        if not buffer:
+            self.buffer = data  # most reads are used up before the next one, without a copy
+        else:
+            buffer = bytearray(buffer) if isinstance(buffer, bytes) else buffer
+            buffer += data
+            self.buffer = buffer
 
     def next_event(self) -> Request | Data | EndOfBody | None:
         """The next event, or None when more bytes (or :meth:`next_exchange`) are needed first.
 
+        A request without a body is complete with its head: no EndOfBody follows.
+
         Raises:
             RemoteProtocolError: the peer broke the protocol; nothing more is read from it.
         """
-        if self._reading is _Reading.HEAD:
-            return self._read_head()
-        if self._reading is _Reading.BODY:
-            return self._read_body()
-        return None
-
-    def take_rest(self) -> bytes:
-        """Hand over the bytes behind the head of an upgraded request; they are another protocol's."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
-        return rest
-
-    def _read_head(self) -> Request | None:
-        buffer = self._buffer
-        if buffer.startswith(b"\r\n") and not self._scanned:
+        if self._reading is not _HEAD:
+            return self._read_body() if self._reading is _BODY else None
+        buffer = self.buffer
+        if not self._scanned and buffer.startswith(b"\r\n"):
             # RFC 9112 section 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the
             # request-line".
-            del buffer[:2]
+            self._drop(2)
+            buffer = self.buffer
             self._scanned = 1  # one only; and 1 is as good a place as 0 to search from
-        end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0))
+        end = buffer.find(b"\r\n\r\n", self._scanned - 3 if self._scanned > 3 else 0)
         if end < 0:
             strict.check_partial_head(buffer, self._settings, self._scanned)
             if buffer != b"\r":  # which may yet be half of that empty line
@@ -125,15 +122,44 @@ class Http1Codec:
         request = None if self._recogniser is None else self._recogniser.recognise_request(head)
         if request is None:
             request = self._read_strictly(head)
-        del buffer[: end + 4]
+        if end + 4 == len(buffer):
+            self.buffer = b""
+        else:
+            self._drop(end + 4)
         self._scanned = 0
         self.request = request
-        self._reading = _Reading.BODY
-        self._left = request.content_length or 0
-        self._gate = (
-            strict.ChunkGate(self._settings.trailer_bytes) if request.body is BodyKind.CHUNKED else None
-        )
+        if not request.body:
+            self._reading = _ENDED
+        else:
+            self._reading = _BODY
+            self._left = request.content_length or 0
+            if request.body is BodyKind.CHUNKED:
+                self._gate = strict.ChunkGate(self._settings.trailer_bytes)
         return request
+
+    def take_rest(self) -> bytes:
+        """Hand over the bytes behind the head of an upgraded request; they are another protocol's."""
+        return self._take(len(self.buffer))
+
+    def _take(self, size: int) -> bytes:
+        """The first `size` bytes; copied only where more stay behind."""
+        buffer = self.buffer
+        if size == len(buffer):
+            self.buffer = b""
+            return bytes(buffer)
+        taken = bytes(buffer[:size])
+        self._drop(size)
+        return taken
+
+    def _drop(self, size: int) -> None:
+        buffer = self.buffer
+        if size == len(buffer):
+            self.buffer = b""
+        else:
+            # A bytearray gives up its beginning without moving the rest: many small requests in one read.
+            buffer = bytearray(buffer) if isinstance(buffer, bytes) else buffer
+            del buffer[:size]
+            self.buffer = buffer
 
     def _read_strictly(self, head: bytes) -> Request:
         """A head through strict.py and h11: both have to take it."""
@@ -148,31 +174,25 @@ class Http1Codec:
         if self._gate is not None:
             return self._read_chunked(self._gate)
         if not self._left:
-            self._reading = _Reading.ENDED
+            self._reading = _ENDED
             return EndOfBody()
-        buffer = self._buffer
-        if not buffer:
+        if not self.buffer:
             return None
-        if len(buffer) <= self._left:
-            data = bytes(buffer)
-            buffer.clear()
-        else:
-            data = bytes(buffer[: self._left])
-            del buffer[: self._left]
+        data = self._take(min(len(self.buffer), self._left))
         self._left -= len(data)
         return Data(data)
 
     def _read_chunked(self, gate: strict.ChunkGate) -> Data | EndOfBody | None:
         event = self._feed(b"")
-        if event is h11.NEED_DATA and self._buffer:
-            data = bytes(self._buffer)
+        if event is h11.NEED_DATA and self.buffer:
+            data = bytes(self.buffer)
             size = gate.take(data)
-            del self._buffer[:size]
+            self._drop(size)
             event = self._feed(data[:size])
         if isinstance(event, h11.Data):
             return Data(bytes(event.data))
         if isinstance(event, h11.EndOfMessage):
-            self._reading = _Reading.ENDED
+            self._reading = _ENDED
             return EndOfBody()
         return None
 
@@ -192,7 +212,7 @@ class Http1Codec:
         self,
         status: int,
         headers: Iterable[tuple[bytes, bytes]],
-        defaults: Headers,
+        defaults: Iterable[tuple[bytes, bytes]],
         body: bytes,
         *,
         more: bool,
@@ -223,6 +243,10 @@ class Http1Codec:
 
     def encode_body(self, data: bytes, *, more: bool) -> bytes:
         """A piece of the body; the end of the message too unless `more`."""
+        head = self.response
+        assert head is not None
+        if more and data and head.framing is Framing.CHUNKED:
+            return b"%x\r\n%b\r\n" % (len(data), data)  # encode_chunk joined: a token of a stream
         pieces = self.encode_pieces(data, more=more)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -268,9 +292,8 @@ class Http1Codec:
 
     def next_exchange(self) -> None:
         """Forget the finished exchange; the next call of :meth:`next_event` reads a new head."""
-        self._h11 = None
-        self._reading = _Reading.HEAD
-        self._gate = None
-        self._scanned = 0
+        self._reading = _HEAD
+        if self._gate is not None or self._h11 is not None:
+            self._gate = self._h11 = None
         self.request = None
         self.response = None

@@ -7,7 +7,7 @@ tests hold it beside every kind of response.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from http import HTTPStatus
@@ -18,6 +18,7 @@ from leanserve.protocol.strict import split_list
 
 __all__ = [
     "REASONS",
+    "DefaultHeaders",
     "Framing",
     "ResponseHead",
     "check_headers",
@@ -85,6 +86,26 @@ class ResponseHead:
         return self.fault is None
 
 
+class DefaultHeaders:
+    """Headers added where the application has none of that name (date, server, the operator's own).
+
+    Attributes:
+        headers: them, names in lower case.
+        names: their names.
+        block: them as bytes, each line with its end.
+    """
+
+    __slots__ = ("block", "headers", "names")
+
+    def __init__(self, headers: Headers) -> None:
+        self.headers = headers
+        self.names = frozenset(name for name, _ in headers)
+        self.block = b"".join(b"%b: %b\r\n" % item for item in headers)
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return iter(self.headers)
+
+
 def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Copy headers, names in lower case.
 
@@ -124,7 +145,7 @@ def plan_response(
     request: Request,
     status: int,
     headers: Iterable[tuple[bytes, bytes]],
-    defaults: Headers,
+    defaults: Iterable[tuple[bytes, bytes]],
     *,
     known_length: int | None,
     close: bool,
@@ -221,7 +242,7 @@ def encode_interim(status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> 
     return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, REASONS.get(status, b""), b"".join(lines))
 
 
-def encode_refusal(status: int, defaults: Headers) -> bytes:
+def encode_refusal(status: int, defaults: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A whole response to something that never became an exchange; the connection closes behind it."""
     reason = REASONS.get(status, b"Error")
     headers = [

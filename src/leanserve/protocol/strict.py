@@ -10,7 +10,7 @@ import re
 from enum import IntEnum
 
 from leanserve.errors import RemoteProtocolError
-from leanserve.protocol.events import BodyKind, Headers, Request, Upgrade
+from leanserve.protocol.events import FORWARDED, BodyKind, Headers, Request, Upgrade
 from leanserve.settings import HttpSettings
 
 __all__ = ["ChunkGate", "build_request", "check_head", "check_partial_head", "split_list"]
@@ -46,7 +46,7 @@ _CHUNK_LINE_BYTES = 4096
 _CHUNK_EXTENSION_BYTES = 16384
 
 
-def check_partial_head(buffer: bytearray, settings: HttpSettings, seen: int = 0) -> None:
+def check_partial_head(buffer: bytes | bytearray, settings: HttpSettings, seen: int = 0) -> None:
     """Refuse a head that is still incomplete but already wrong or too large.
 
     Args:
@@ -126,6 +126,8 @@ def build_request(method: bytes, target: bytes, version: bytes, headers: Headers
                     raise RemoteProtocolError(f"repeated {name.decode()}")
                 value = known[name] + b"," + value
             known[name] = value
+        elif name in FORWARDED:
+            request.forwarded = True
     _check_host(request, known.get(b"host"), authority)
     _frame_body(request, known)
     _read_connection(request, known)

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from leanserve.errors import IllegalTransition, RemoteProtocolError
 from leanserve.protocol import responses
@@ -24,15 +24,28 @@ from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
 from leanserve.transport.roles import Exchange, Service, Tunnel
 from leanserve.transport.sendfile import send_range
 
+if TYPE_CHECKING:
+    from leanserve.protocol.fastpath import PlainHead
+
 __all__ = ["Connection"]
+
+
+# A look-up in an enum class costs as much as a call; these stand in the path of every request.
+_IDLE, _LAST, _PHASE = Phase.IDLE, Phase.LAST, PhaseMachine.TABLE
+_REQUEST, _LAST_REQUEST = PhaseMachine.on(PhaseMove.REQUEST), PhaseMachine.on(PhaseMove.LAST_REQUEST)
+_DONE = PhaseMachine.on(PhaseMove.DONE)
+_NEXT_REQUEST = Wait.NEXT_REQUEST
+
+# Pieces of a body from this size on are written beside their framing, not joined to it: that would copy them.
+_JOINED_BYTES = 65536
 
 
 class Connection(asyncio.Protocol):
     """The asyncio protocol of one accepted stream."""
 
     __slots__ = (
-        "__weakref__", "codec", "deadline", "exchange", "gate", "peer", "phase", "queue_item", "service",
-        "transport", "tunnel", "unsent_bytes", "waits_for",
+        "__weakref__", "codec", "deadline", "exchange", "gate", "paused", "peer", "phase", "queue_item",
+        "service", "transport", "tunnel", "unsent_bytes", "waits_for",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -41,17 +54,18 @@ class Connection(asyncio.Protocol):
     def __init__(self, service: Service) -> None:
         self.service = service
         self.codec = Http1Codec(service.settings.http, service.recogniser)
-        self.phase = PhaseMachine()
+        self.phase = Phase.OPENING
         self.gate = WriteGate(service.loop.call_soon)
         self.exchange: Exchange | None = None
         self.tunnel: Tunnel | None = None
         self.deadline = NEVER
         self.queue_item: list[Any] | None = None
         self.waits_for = Wait.FIRST_BYTE
+        self.paused = False
         self.unsent_bytes = 0  # at the last look while lingering
 
     def __repr__(self) -> str:
-        return f"<Connection {self.phase.state.name} {getattr(self, 'peer', None)}>"
+        return f"<Connection {self.phase.name} {getattr(self, 'peer', None)}>"
 
     # What the event loop calls
 
@@ -67,20 +81,21 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer."""
-        phase = self.phase.state
-        if phase is Phase.TUNNEL:
-            assert self.tunnel is not None
-            self._guard(self.tunnel.data_received, data)
-        elif phase < Phase.TUNNEL:
-            self.codec.receive(data)
-            self._guard(self._read)
+        try:
+            if self.tunnel is not None:
+                self.tunnel.data_received(data)
+            elif self.phase <= _LAST:
+                self.codec.receive(data)
+                self._read()
+        except Exception as error:  # noqa: BLE001 - one of the three named places: the connection callback
+            self._fail(error)
 
     def eof_received(self) -> bool:
         """The peer has closed its side. True keeps ours open."""
         self.codec.eof = True
-        if self.codec.buffered_bytes:
+        if self.codec.buffer:
             self._read_on()  # a pipelined request whose turn was to come next
-        phase = self.phase.state
+        phase = self.phase
         if phase is Phase.TUNNEL:
             assert self.tunnel is not None
             self._guard(self.tunnel.eof_received)
@@ -94,7 +109,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; called once."""
-        self.phase.advance(PhaseMove.LOST)
+        self._advance(PhaseMove.LOST)
         self.service.deadlines.forget(self)
         self.gate.lose()
         handler, self.exchange, self.tunnel = self.tunnel or self.exchange, None, None
@@ -120,17 +135,28 @@ class Connection(asyncio.Protocol):
         """Run one callback: a fault of ours costs this connection and no other."""
         try:
             call(*args)
-        except RemoteProtocolError as error:
+        except Exception as error:  # noqa: BLE001 - as in data_received
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, RemoteProtocolError):
             self.refuse(error)
-        except Exception as error:  # noqa: BLE001 - one of the three named places: the connection callback
+        else:
             self.service.failed(self, error)
             self.abort()
 
     def _read(self) -> None:
-        codec = self.codec
+        codec, service = self.codec, self.service
         while (event := codec.next_event()) is not None:
             if type(event) is Request:
-                self._begin(event)
+                if event.keep_alive and not service.draining:
+                    self.phase = _REQUEST[self.phase]
+                else:
+                    self.phase = _LAST_REQUEST[self.phase]
+                self.deadline = NEVER
+                self.exchange = service.open_exchange(self, event)
+                if not event.body:
+                    break  # what is behind it is the next request
             elif self.exchange is None:
                 raise IllegalTransition(f"{event!r} without an exchange")
             elif type(event) is Data:
@@ -139,41 +165,56 @@ class Connection(asyncio.Protocol):
                 assert type(event) is EndOfBody
                 self.exchange.body_ended()
                 self._request_ended()
-        if self.phase.state in (Phase.OPENING, Phase.IDLE):
-            if codec.buffered_bytes and self.waits_for is not Wait.HEAD:
-                self._wait(Wait.HEAD, self.service.settings.timeouts.header_timeout)
-        elif codec.buffered_bytes > self.service.settings.flow.receive_high_water:
+        if not codec.buffer:
+            return
+        if self.phase <= _IDLE:
+            if self.waits_for is not Wait.HEAD:
+                self._wait(Wait.HEAD, service.settings.timeouts.header_timeout)
+        elif len(codec.buffer) > service.settings.flow.receive_high_water:
             self.pause_reading()  # pipelined requests wait in the kernel, not here
-
-    def _begin(self, request: Request) -> None:
-        last = self.service.draining or not request.keep_alive
-        self.phase.advance(PhaseMove.LAST_REQUEST if last else PhaseMove.REQUEST)
-        self.deadline = NEVER
-        self.exchange = self.service.open_exchange(self, request)
 
     def _request_ended(self) -> None:
         """The last byte of a request came after its response had ended."""
         if self.waits_for is Wait.REST_OF_BODY and self.deadline != NEVER:
-            self._next_exchange()
+            self.next_exchange()
 
     def _read_on(self) -> None:
         """Take up a pipelined request: a turn of the loop later, so that one peer cannot hold the worker."""
-        if self.phase.state in (Phase.OPENING, Phase.IDLE):
+        if self.phase in (Phase.OPENING, Phase.IDLE):
             self._guard(self._read)
-            if self.phase.state is Phase.IDLE and self.codec.eof:
+            if self.phase is Phase.IDLE and self.codec.eof:
                 self.finish(linger=False)
 
     def pause_reading(self) -> None:
         """Leave further bytes in the kernel."""
-        if self.phase.state < Phase.LINGERING and self.transport.is_reading():
+        if self.phase < Phase.LINGERING and not self.paused:
+            self.paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if not self.transport.is_closing() and not self.transport.is_reading():
-            self.transport.resume_reading()
+        if self.paused:
+            self.paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     # Answering
+
+    def send_plain(self, status: int, plain: PlainHead, body: bytes) -> bool:
+        """A whole response in one write; False (and nothing done) when it has to go the planned way."""
+        codec, service = self.codec, self.service
+        if not codec.request_ended:
+            return False
+        assert service.encoder is not None
+        assert codec.request is not None
+        close = self.phase is _LAST or service.draining
+        data = service.encoder.encode(codec.request, status, plain, body, service.default_headers(), close)
+        if data is None:
+            return False
+        if close:
+            self._advance(PhaseMove.NO_MORE)
+        self.transport.write(data)
+        return True
 
     def send_response(
         self,
@@ -186,20 +227,25 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Head and first piece of the body, in one write. Raises AppProtocolError as the codec does."""
         codec = self.codec
-        close = self.phase.state is Phase.LAST or self.service.draining or self._body_is_unwanted()
+        close = self.phase is Phase.LAST or self.service.draining or self._body_is_unwanted()
         data = codec.encode_response(
             status, headers, self.service.default_headers(), body, more=more, close=close, trailers=trailers
         )
         assert codec.response is not None
         if codec.response.close:
-            self.phase.advance(PhaseMove.NO_MORE)
+            self._advance(PhaseMove.NO_MORE)
         self._write(data, more=more)
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
-        pieces = self.codec.encode_pieces(data, more=more)
-        if pieces:
-            self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces), more=more)
+        if len(data) < _JOINED_BYTES:
+            if piece := self.codec.encode_body(data, more=more):
+                self._write(piece, more=more)
+        elif pieces := self.codec.encode_pieces(data, more=more):
+            if more:
+                self.gate.spend(len(data))
+            if not self.transport.is_closing():
+                self.transport.writelines(pieces)
 
     def _write(self, data: bytes, *, more: bool) -> None:
         if more:
@@ -239,38 +285,41 @@ class Connection(asyncio.Protocol):
 
     def exchange_done(self) -> None:
         """The response is complete; called by the exchange, once."""
-        if self.phase.state >= Phase.TUNNEL:
+        if self.phase > _LAST:
             return
-        if self.codec.request_ended or self.phase.state is Phase.LAST:
-            self._next_exchange()
+        if self.codec.request_ended or self.phase is Phase.LAST:
+            self.next_exchange()
         else:
             # The application answered without reading all: the rest has to pass before the next request.
             self._wait(Wait.REST_OF_BODY, self.service.settings.timeouts.linger_timeout)
             self.resume_reading()
 
-    def _next_exchange(self) -> None:
+    def next_exchange(self) -> None:
+        """Request and response are complete: make ready for the next, or close."""
         self.exchange = None
-        if self.phase.state is Phase.LAST:
+        if self.phase is _LAST:
             self.finish()
             return
-        self.phase.advance(PhaseMove.DONE)
-        codec = self.codec
+        self.phase = _DONE[self.phase]
+        codec, service = self.codec, self.service
         codec.next_exchange()
-        if codec.buffered_bytes or codec.eof:
-            self.service.loop.call_soon(self._read_on)
-        self.resume_reading()
-        if self.service.draining:
+        if codec.buffer or codec.eof:
+            service.loop.call_soon(self._read_on)
+        if self.paused:
+            self.resume_reading()
+        if service.draining:
             # The answer was under way when the drain began, so it could not say "close": as in drain().
-            self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
+            self._wait(Wait.FIRST_BYTE, service.settings.drain.drain_idle_timeout)
         else:
-            self._wait(Wait.NEXT_REQUEST, self.service.settings.timeouts.keep_alive_timeout)
+            self.waits_for = _NEXT_REQUEST
+            service.deadlines.set(self, service.settings.timeouts.keep_alive_timeout)
 
     def refuse(self, error: RemoteProtocolError) -> None:
         """Answer what broke the protocol, as far as an answer is still possible, and close."""
         self.service.refused(self, error)
         tunnel, exchange = self.tunnel, self.exchange
         self.tunnel = self.exchange = None
-        if tunnel is not None or self.phase.state >= Phase.TUNNEL:
+        if tunnel is not None or self.phase >= Phase.TUNNEL:
             if tunnel is not None:
                 tunnel.connection_lost(error)
             self.abort()
@@ -286,7 +335,7 @@ class Connection(asyncio.Protocol):
 
     def enter_tunnel(self, tunnel: Tunnel) -> bytes:
         """Give all further bytes to `tunnel`; those that came behind the head are the result."""
-        self.phase.advance(PhaseMove.UPGRADE)
+        self._advance(PhaseMove.UPGRADE)
         self.exchange = None
         self.tunnel = tunnel
         return self.codec.take_rest()
@@ -299,7 +348,7 @@ class Connection(asyncio.Protocol):
         """Have ``tunnel.deadline_reached()`` called after `seconds`; None takes the deadline away."""
         if seconds is None:
             self.deadline = NEVER
-        elif self.phase.state is Phase.TUNNEL:
+        elif self.phase is Phase.TUNNEL:
             self._wait(Wait.TUNNEL, seconds)
 
     # Closing
@@ -310,7 +359,7 @@ class Connection(asyncio.Protocol):
         RFC 9112 section 9.6: closing at once while bytes of the peer are unread makes the kernel send a
         reset, which may destroy our last response before the peer has read it.
         """
-        if self.phase.advance(PhaseMove.FINISH) is not Phase.LINGERING:
+        if self._advance(PhaseMove.FINISH) is not Phase.LINGERING:
             return
         self.unsent_bytes = self.transport.get_write_buffer_size()
         timeouts, drain = self.service.settings.timeouts, self.service.settings.drain
@@ -341,12 +390,12 @@ class Connection(asyncio.Protocol):
     def drain(self) -> None:
         """The server has begun to stop."""
         handler = self.tunnel or self.exchange
-        if self.phase.state is Phase.LINGERING:
+        if self.phase is Phase.LINGERING:
             if not self.transport.get_write_buffer_size():
                 self._wait(Wait.LINGER, self.service.settings.drain.drain_idle_timeout)
         elif handler is not None:
             handler.drain()
-        elif self.phase.state in (Phase.OPENING, Phase.IDLE) and self.waits_for is not Wait.HEAD:
+        elif self.phase in (Phase.OPENING, Phase.IDLE) and self.waits_for is not Wait.HEAD:
             # The next request may be on its way: it is answered if it comes now. Closing would lose it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
 
@@ -357,6 +406,10 @@ class Connection(asyncio.Protocol):
             handler.cancel(reason)
         else:
             self.abort()
+
+    def _advance(self, move: PhaseMove) -> Phase:
+        self.phase = phase = _PHASE[self.phase, move]
+        return cast(Phase, phase)
 
     def _wait(self, wait: Wait, seconds: float) -> None:
         self.waits_for = wait

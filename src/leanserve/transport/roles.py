@@ -6,12 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from leanserve.errors import RemoteProtocolError
-from leanserve.protocol.events import Headers, Request
-from leanserve.protocol.fastpath import Recogniser
+from leanserve.protocol.events import Request
+from leanserve.protocol.responses import DefaultHeaders
 from leanserve.settings import Settings
 from leanserve.transport.deadlines import Deadlines
 
 if TYPE_CHECKING:
+    from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
     from leanserve.transport.connection import Connection
 
 __all__ = ["Exchange", "Service", "Tunnel"]
@@ -69,12 +70,11 @@ class Service(Protocol):
     deadlines: Deadlines
     server_cert: str | None
     recogniser: Recogniser | None
+    encoder: ResponseEncoder | None
+    #: Whether the server has begun to stop.
+    draining: bool
 
-    @property
-    def draining(self) -> bool:
-        """Whether the server has begun to stop."""
-
-    def default_headers(self) -> Headers:
+    def default_headers(self) -> DefaultHeaders:
         """``date``, ``server`` and the operator's own headers."""
 
     def open_exchange(self, connection: Connection, request: Request) -> Exchange:

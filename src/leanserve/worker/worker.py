@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 import weakref
@@ -20,9 +19,9 @@ from leanserve.asgi.messages import App, ExchangeRecord, Running
 from leanserve.asgi.websocket import WebSocketExchange
 from leanserve.errors import RemoteProtocolError, SettingsError
 from leanserve.machine import Machine
-from leanserve.protocol.events import Headers, Request, Upgrade
-from leanserve.protocol.fastpath import Recogniser
-from leanserve.protocol.responses import check_headers
+from leanserve.protocol.events import Headers, Request
+from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
+from leanserve.protocol.responses import DefaultHeaders, check_headers
 from leanserve.scoreboard import Lane, WorkerState
 from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
@@ -94,20 +93,28 @@ class Worker:
             TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
         )
         self.root_path = settings.load.root_path
-        self.recogniser = Recogniser(settings.http) if settings.http.fastpath else None
+        self._extra_headers = _parse_headers(settings.http.header)
+        self.recogniser: Recogniser | None = None
+        self.encoder: ResponseEncoder | None = None
+        if settings.http.fastpath:
+            self.recogniser = Recogniser(settings.http)
+            self.encoder = ResponseEncoder(name for name, _ in self._extra_headers)
+        self.context = self.lifespan.context
+        self.state = self.lifespan.state
+        self.keeps_records = settings.log.access_log
         self.lane = lane
         self.connections: set[Connection] = set()
         self.running: set[Running] = set()
         self.server_cert = _read_certificate(settings)
-        self._admission = Admission(settings.worker, on_full)
+        limits = (settings.worker.limit_concurrency, settings.worker.limit_max_requests)
+        self._admission = Admission(settings.worker, on_full) if any(limits) else None
         self._complaints = Complaints(logger)
         self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._extra_headers = _parse_headers(settings.http.header)
-        self._headers: tuple[int, Headers] = (0, [])
+        self._headers_at = 0
+        self._headers = DefaultHeaders([])
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._tls = build_context(settings.tls)
-        self._write_access = settings.log.access_log
 
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
@@ -118,16 +125,6 @@ class Worker:
     def __repr__(self) -> str:
         counts = f"{len(self.connections)} connections, {len(self.running)} running"
         return f"<Worker {self.machine.state.name} {counts}>"
-
-    @property
-    def context(self) -> contextvars.Context:
-        """What each request gets a copy of."""
-        return self.lifespan.context
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The lifespan state; each scope gets a shallow copy."""
-        return self.lifespan.state
 
     @property
     def addresses(self) -> list[Any]:
@@ -256,23 +253,25 @@ class Worker:
             self._handshaking.add(connection)
         return connection
 
-    def default_headers(self) -> Headers:
+    def default_headers(self) -> DefaultHeaders:
         """``date``, ``server`` and the operator's own headers; rebuilt once a second."""
-        now = int(time.time())
-        if now != self._headers[0]:
+        now = time.time()
+        if not 0 <= now - self._headers_at < 1:  # a clock may be set back
             headers: Headers = []
             if self.settings.http.date_header:
                 headers.append((b"date", formatdate(now, usegmt=True).encode("ascii")))
             if self.settings.http.server_header:
                 headers.append((b"server", b"leanserve"))
-            self._headers = (now, headers + self._extra_headers)
-        return self._headers[1]
+            self._headers_at = int(now)
+            self._headers = DefaultHeaders(headers + self._extra_headers)
+        return self._headers
 
     def open_exchange(self, connection: Connection, request: Request) -> Exchange:
         """Begin an exchange; over the limit with our own answer in the application's place."""
-        admitted = self._admission.admit(len(self.running))
-        app = self.app if admitted else overloaded
-        if request.upgrade is Upgrade.WEBSOCKET:
+        app = self.app
+        if self._admission is not None and not self._admission.admit(len(self.running)):
+            app = overloaded
+        if request.upgrade:
             return WebSocketExchange(self, connection, request, app)
         return HttpExchange(self, connection, request, app)
 
@@ -299,17 +298,17 @@ class Worker:
         if self.lane is not None:
             self.lane.request_started()
 
-    def exchange_ended(self, exchange: Running) -> None:
+    def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
         """The application call has ended; background work behind the response counts as running."""
         self.running.discard(exchange)
         if self.lane is not None:
-            self.lane.request_done(exchange.record.received_bytes, exchange.record.sent_bytes)
+            self.lane.request_done(received_bytes, sent_bytes)
         if self.draining:
             self._changed.set()
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """The response has ended."""
-        if self._write_access:
+        if self.keeps_records:
             write_access(record)
 
     def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
