@@ -1,1 +1,1 @@
-"""leanserve and its peers on the same application, in turn; figures are compared as ratios only."""
+"""leanserve and its peers on the same applications, in turn; figures are compared as ratios only."""

@@ -1,4 +1,8 @@
-"""How each server is started: one worker, uvloop where it can, no access log, defaults otherwise."""
+"""How each server is started.
+
+uvloop, no access log, idle connections kept for 75 s and as many connections as come, where that can be set;
+otherwise the defaults.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,127 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-APP = "benchmarks.app:app"
 REFERENCE = "leanserve"
 
-_UVICORN = ["uvicorn", APP, "--port", "{port}", "--loop", "uvloop", "--no-access-log", "--log-level", "error"]
-COMMANDS: dict[str, list[str]] = {
-    REFERENCE: [
-        "leanserve", APP, "--port", "{port}", "--loop", "uvloop", "--no-access-log", "--log-level", "error",
+_READY_WITHIN_S = 30.0
+_STOP_WITHIN_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server and its command line.
+
+    Attributes:
+        command: tool and arguments, with {app}, {port} and {workers} to fill in.
+        tls: further arguments for TLS, with {certificate} and {key}.
+        packages: what has to be installed, and whose versions are reported.
+        environment: variables beside our own.
+    """
+
+    command: list[str]
+    tls: list[str]
+    packages: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+_LEANSERVE = Peer(
+    [
+        "leanserve", "{app}", "--port", "{port}", "--workers", "{workers}", "--loop", "uvloop",
+        "--no-access-log", "--log-level", "error",
     ],
-    "uvicorn-httptools": [*_UVICORN, "--http", "httptools"],
-    "uvicorn-h11": [*_UVICORN, "--http", "h11"],
-    "hypercorn": ["hypercorn", APP, "--bind", "127.0.0.1:{port}", "--worker-class", "uvloop"],
-    "granian": [
-        "granian", "--interface", "asgi", "--port", "{port}", "--loop", "uvloop", "--no-access-log",
-        "--log-level", "error", APP,
-    ],
-    "gunicorn-asgi": [
-        "gunicorn", "--worker-class", "asgi", "--bind", "127.0.0.1:{port}", "--log-level", "error", APP,
-    ],
+    ["--ssl-certfile", "{certificate}", "--ssl-keyfile", "{key}"],
+    ["leanserve", "h11", "wsproto"],
+)
+
+
+def _uvicorn(http: str, ws: str, *packages: str) -> Peer:
+    return Peer(
+        [
+            "uvicorn", "{app}", "--port", "{port}", "--workers", "{workers}", "--loop", "uvloop",
+            "--http", http, "--ws", ws, "--timeout-keep-alive", "75", "--no-access-log",
+            "--log-level", "error",
+        ],
+        ["--ssl-certfile", "{certificate}", "--ssl-keyfile", "{key}"],
+        ["uvicorn", *packages],
+    )
+
+
+PEERS: dict[str, Peer] = {
+    REFERENCE: _LEANSERVE,
+    # The folder holds a module numpy that cannot be imported.
+    "leanserve-no-numpy": Peer(
+        _LEANSERVE.command, _LEANSERVE.tls, _LEANSERVE.packages,
+        {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks" / "without_numpy")])},
+    ),
+    "uvicorn-httptools": _uvicorn("httptools", "none", "httptools"),
+    "uvicorn-h11": _uvicorn("h11", "none", "h11"),
+    "uvicorn-sansio": _uvicorn("httptools", "websockets-sansio", "httptools", "websockets"),
+    "uvicorn-wsproto": _uvicorn("httptools", "wsproto", "httptools", "wsproto"),
+    "granian": Peer(
+        [
+            "granian", "{app}", "--interface", "asgi", "--port", "{port}", "--workers", "{workers}",
+            "--loop", "uvloop", "--backpressure", "20000", "--no-access-log", "--log-level", "error",
+        ],
+        ["--ssl-certificate", "{certificate}", "--ssl-keyfile", "{key}"],
+        ["granian"],
+    ),
+    "gunicorn-asgi": Peer(
+        [
+            "gunicorn", "--worker-class", "asgi", "--asgi-loop", "uvloop", "--bind", "127.0.0.1:{port}",
+            "--workers", "{workers}", "--keep-alive", "75", "--worker-connections", "20000",
+            "--no-control-socket", "--log-level", "error", "{app}",
+        ],
+        ["--certfile", "{certificate}", "--keyfile", "{key}"],
+        ["gunicorn"],
+    ),
+    "hypercorn": Peer(
+        [
+            "hypercorn", "{app}", "--bind", "127.0.0.1:{port}", "--workers", "{workers}",
+            "--worker-class", "uvloop", "--keep-alive", "75", "--log-level", "error",
+        ],
+        ["--certfile", "{certificate}", "--keyfile", "{key}"],
+        ["hypercorn"],
+    ),
 }
 
-_READY_WITHIN_S = 20.0
-_STOP_WITHIN_S = 10.0
+
+def missing(name: str) -> list[str]:
+    """What has to be installed before this peer can be measured."""
+    wanted = ["uvloop", *PEERS[name].packages]
+    absent = []
+    for package in wanted:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            absent.append(package)
+    return absent
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a server is started for a workload: application, worker processes, (certificate, key) for TLS."""
+
+    app: str = "benchmarks.app:app"
+    workers: int = 1
+    tls: tuple[Path, Path] | None = None
+
+
+def command(name: str, port: int, setup: Setup) -> list[str]:
+    """The whole command line, the tool as a path."""
+    peer = PEERS[name]
+    parts = [*peer.command, *peer.tls] if setup.tls else peer.command
+    certificate, key = setup.tls or ("", "")
+    tool, *arguments = [
+        part.format(app=setup.app, port=port, workers=setup.workers, certificate=certificate, key=key)
+        for part in parts
+    ]
+    return [str(Path(sys.executable).parent / tool), *arguments]
 
 
 def free_port() -> int:
@@ -45,42 +144,82 @@ def free_port() -> int:
         return port
 
 
-def _wait_ready(port: int, process: subprocess.Popen[bytes], name: str) -> None:
-    end = time.monotonic() + _READY_WITHIN_S
-    while True:
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"{name} does not serve (exit code {process.returncode})")
-        try:
-            with socket.create_connection(("127.0.0.1", port), 1):
-                return
-        except OSError:
-            time.sleep(0.02)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
+def accepts(port: int) -> bool:
+    """Whether a connection is accepted now."""
     try:
-        process.wait(_STOP_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        pass  # the kill below reaches it too
-    # Its own session, made here: the group is this server and nobody else.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        with socket.create_connection(("127.0.0.1", port), 1):
+            return True
+    except OSError:
+        return False
+
+
+def answers(port: int) -> bool:
+    """Whether a GET is answered with 200; False at once when nobody listens."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), _READY_WITHIN_S) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return connection.recv(65536).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started server.
+
+    Attributes:
+        begun_s: time.perf_counter() just before it was started.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    begun_s: float
+
+    @property
+    def pid(self) -> int:
+        """The root of its process tree, and its process group."""
+        return self.process.pid
+
+    def wait(self, ready: Callable[[int], bool]) -> None:
+        """Until `ready(port)`. RuntimeError when it ends before, or takes too long."""
+        end = time.monotonic() + _READY_WITHIN_S
+        while not ready(self.port):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{self.name} does not serve (exit code {self.process.returncode})")
+            time.sleep(0.002)
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL for what is left of its process group."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(_STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            pass  # the kill below reaches it too
+        # Its own session, made here: the group is this server and nobody else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would change a server's settings."""
+    foreign = ("LEANSERVE_", "UVICORN_", "GRANIAN_", "GUNICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
 @contextlib.contextmanager
-def serving(name: str) -> Iterator[tuple[int, int]]:
-    """Run one server for the length of the block: its (pid, port). RuntimeError when it does not serve."""
+def started(name: str, setup: Setup) -> Iterator[Running]:
+    """Run one server for the length of the block; it may not be ready yet."""
     port = free_port()
-    tool, *arguments = [part.format(port=port) for part in COMMANDS[name]]
+    begun_s = time.perf_counter()
     process = subprocess.Popen(
-        [str(Path(sys.executable).parent / tool), *arguments], cwd=ROOT, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        command(name, port, setup), cwd=ROOT, start_new_session=True,
+        env={**_environment(), "PYTHONPATH": str(ROOT), **PEERS[name].environment},
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
+    running = Running(name, process, port, begun_s)
     try:
-        _wait_ready(port, process, name)
-        yield process.pid, port
+        yield running
     finally:
-        _stop(process)
+        running.stop()
