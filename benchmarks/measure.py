@@ -173,7 +173,7 @@ def _idle(server: Running, workload: Workload, scale: Scale, place: Place) -> di
         still_open = client.work(0)["count"]
     if still_open < count:
         raise Failure(f"{count - still_open:.0f} of {count} connections were closed")
-    return {"each": (after - before) / count, "open": still_open}
+    return {"each": (after - before) / count}
 
 
 def _start(server: Running, workload: Workload, scale: Scale, place: Place) -> dict[str, float]:

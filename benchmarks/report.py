@@ -170,6 +170,18 @@ def two_workers(samples: list[Sample]) -> Iterator[str]:
     yield from _table(["server", "two / one"], rows)
 
 
+def left_out(facts: dict[str, Any], missing: list[Missing]) -> Iterator[str]:
+    """Who is not in every row, and why."""
+    for peer in dict.fromkeys(name for row in facts["workloads"] for name in WORKLOADS[row].peers):
+        rows = [name for name in facts["workloads"] if peer in WORKLOADS[name].peers]
+        if len(rows) < len(facts["workloads"]):
+            yield f"- {peer} is measured where a comparison with it is asked for: {', '.join(rows)}"
+    for name, packages in facts["absent"].items():
+        yield f"- {name}: {', '.join(packages)} not installed"
+    for one in missing:
+        yield f"- {one.workload}, {one.peer}, round {one.round}: {one.reason}"
+
+
 def _facts(facts: dict[str, Any]) -> Iterator[str]:
     named = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     commit = f", commit {facts['commit']}" if facts["commit"] else ""
@@ -214,9 +226,7 @@ def page(
     lines += workload_tables(samples, names)
     if {"workers-1", "workers-2"} <= set(names):
         lines += two_workers(samples)
-    absent = [f"- {name}: {', '.join(packages)} not installed" for name, packages in facts["absent"].items()]
-    failed = [f"- {one.workload}, {one.peer}, round {one.round}: {one.reason}" for one in missing]
-    lines += ["", "## Left out", "", *(absent + failed or ["Nothing."])]
+    lines += ["", "## Left out", "", *(list(left_out(facts, missing)) or ["Nothing."])]
     for note in sorted(notes.glob("*.md")):
         lines += ["", note.read_text().strip()]
     return "\n".join(lines) + "\n"

@@ -16,13 +16,15 @@ _LARGE_MESSAGES = (REFERENCE, "leanserve-no-numpy", _SANSIO, "uvicorn-wsproto", 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a figure is called, its unit, and how many of the raw unit are one of the unit shown."""
+    """What a figure is called, its unit, and how many of the raw unit are one of the unit shown.
+
+    The raw units are seconds, bytes and units of work per second.
+    """
 
     title: str
     unit: str
     scale: float = 1.0
     digits: int = 1
-    more_is_better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,6 @@ class Workload:
 
     Attributes:
         how: the way it is measured, see measure.py: load, transfer, idle or start.
-        unit: what the CPU time and the rate are per.
         client: kind of client and its arguments.
         peers: who is measured.
         musts: what is asked; none: the figures are reported only.
@@ -55,7 +56,6 @@ class Workload:
 
     title: str
     how: str
-    unit: str
     client: tuple[str, dict[str, Any]]
     peers: tuple[str, ...]
     musts: tuple[Must, ...] = ()
@@ -67,16 +67,14 @@ class Workload:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-def _figures(unit: str, digits: int = 0) -> dict[str, Figure]:
-    return {
-        "cpu": Figure(f"server CPU per {unit}", "us", 1e-6),
-        "rate": Figure(f"{unit}s per second" if unit != "MB" else "MB/s", "", 1, digits, more_is_better=True),
-    }
+def _figures(unit: str) -> dict[str, Figure]:
+    per_second = "MB/s" if unit == "MB" else f"{unit}s per second"
+    return {"cpu": Figure(f"server CPU per {unit}", "us", 1e-6), "rate": Figure(per_second, "", 1, 0)}
 
 
 def _load(title: str, unit: str, client: tuple[str, dict[str, Any]], *musts: Must, **more: Any) -> Workload:
     more = {"how": "load", "peers": _FEW, "figures": _figures(unit), **more}
-    return Workload(title=title, unit=unit, client=client, musts=musts, **more)
+    return Workload(title=title, client=client, musts=musts, **more)
 
 
 def _cpu(peer: str, sign: str, limit: float, subject: str = REFERENCE) -> Must:
@@ -88,7 +86,7 @@ _BOX = (
     "One GB (2^30 bytes) on one connection, or as much of it as is done within the time of the box "
     "(three times --seconds): per MB (10^6 bytes)."
 )
-_MEMORY = {"each": Figure("RSS per connection", "bytes", 1, 0), "open": Figure("still open", "", 1, 0, True)}
+_MEMORY = {"each": Figure("RSS per connection", "bytes", 1, 0)}
 _START = {
     "first": Figure("exec to first 200", "ms", 1e-3, 0),
     "rss": Figure("RSS of the first process", "MiB", 2**20),
@@ -177,13 +175,13 @@ WORKLOADS: dict[str, Workload] = {
         tls=True, notes="A full handshake each, ECDSA P-256.",
     ),
     "idle-http": _load(
-        "10,000 idle keep-alive connections", "connection", ("idle", {}),
+        "Idle keep-alive connections: 10,000, or as many as may be open", "connection", ("idle", {}),
         Must("each", UVICORN, "<", 1.0),
         how="idle", figures=_MEMORY,
         notes="RSS of all processes, with them less without; one answered request each.",
     ),
     "idle-ws": _load(
-        "10,000 idle WebSockets", "connection", ("idle", {"websockets": True}),
+        "Idle WebSockets: 10,000, or as many as may be open", "connection", ("idle", {"websockets": True}),
         Must("each", _SANSIO, "<", 1.0),
         how="idle", figures=_MEMORY, peers=(REFERENCE, _SANSIO, "granian", "gunicorn-asgi"),
         notes="RSS of all processes, with them less without; one handshake each.",
