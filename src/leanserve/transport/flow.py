@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from enum import IntFlag
 from typing import Any, Final
 
 from leanserve.errors import ClientDisconnected
@@ -16,12 +15,10 @@ _TURN_BYTES: Final = 262144
 _WRITE_COST: Final = 4096
 
 
-class _Shut(IntFlag):
-    """Why a gate is closed."""
-
-    FULL = 1  # the transport is above its high-water mark
-    RESTING = 2  # the sender has had its turn
-    LOST = 4  # for good
+# Why a gate is closed, as bits: an IntFlag would cost more than all else that a new connection does here.
+_FULL: Final = 1  # the transport is above its high-water mark
+_RESTING: Final = 2  # the sender has had its turn
+_LOST: Final = 4  # for good
 
 
 class WriteGate:
@@ -40,7 +37,7 @@ class WriteGate:
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], Any] | None = None) -> None:
         self.open = True
-        self._shut = _Shut(0)
+        self._shut = 0
         self._credit = _TURN_BYTES
         self._call_soon = call_soon
         self._waiters: list[asyncio.Future[None]] = []
@@ -48,36 +45,36 @@ class WriteGate:
     @property
     def full(self) -> bool:
         """Whether the transport is above its high-water mark: the peer does not read."""
-        return _Shut.FULL in self._shut
+        return bool(self._shut & _FULL)
 
     @property
     def lost(self) -> bool:
         """Whether the connection is gone."""
-        return _Shut.LOST in self._shut
+        return bool(self._shut & _LOST)
 
     def spend(self, size_bytes: int) -> None:
         """Count a write."""
         self._credit -= size_bytes + _WRITE_COST
         if self._credit < 0 and self._call_soon is not None:
             self._credit = _TURN_BYTES
-            if _Shut.RESTING not in self._shut:
-                self._close(_Shut.RESTING)
+            if not self._shut & _RESTING:
+                self._close(_RESTING)
                 self._call_soon(self._rested)
 
     def _rested(self) -> None:
-        self._open(_Shut.RESTING)
+        self._open(_RESTING)
 
     def pause(self) -> None:
         """The transport is above its high-water mark."""
-        self._close(_Shut.FULL)
+        self._close(_FULL)
 
     def resume(self) -> None:
         """The transport is below its low-water mark."""
-        self._open(_Shut.FULL)
+        self._open(_FULL)
 
     def lose(self) -> None:
         """The connection is gone: whoever waits, now or later, gets ClientDisconnected."""
-        self._close(_Shut.LOST)
+        self._close(_LOST)
         self._wake()
 
     async def wait_open(self) -> None:
@@ -102,11 +99,11 @@ class WriteGate:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
 
-    def _close(self, reason: _Shut) -> None:
+    def _close(self, reason: int) -> None:
         self._shut |= reason
         self.open = False
 
-    def _open(self, reason: _Shut) -> None:
+    def _open(self, reason: int) -> None:
         self._shut &= ~reason
         if not self._shut:
             self.open = True

@@ -12,7 +12,7 @@ from leanserve.transport.tls import describe_tls
 __all__ = ["Peer", "describe_peer"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Peer:
     """Facts of an accepted connection, typed as ASGI wants them.
 
@@ -32,14 +32,8 @@ def describe_peer(transport: asyncio.Transport, server_cert: str | None) -> Peer
 
     A peer that has left before we look gives addresses of None (CVE-2024-49769: waitress span on that).
     """
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        # Not left to the loop: asyncio skips sockets whose listener was inherited with proto 0, and then
-        # Nagle's algorithm and the peer's delayed ACK cost 40 ms per response of two writes.
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:
-            pass  # reset before we looked; connection_lost follows
+    if not type(transport).__module__.startswith("uvloop"):  # which has set it, on every TCP transport
+        _set_nodelay(transport.get_extra_info("socket"))
     ssl_object = transport.get_extra_info("ssl_object")
     return Peer(
         client=_address(transport.get_extra_info("peername")),
@@ -48,8 +42,18 @@ def describe_peer(transport: asyncio.Transport, server_cert: str | None) -> Peer
     )
 
 
+def _set_nodelay(sock: socket.socket | None) -> None:
+    """Not left to asyncio, which skips sockets whose listener was inherited with proto 0: then Nagle's
+    algorithm and the peer's delayed ACK cost 40 ms per response of two writes."""
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # reset before we looked; connection_lost follows
+
+
 def _address(name: Any) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
+    return (name[0], name[1]) if isinstance(name, tuple) and len(name) >= 2 else None
 
 
 def _server(name: Any) -> tuple[str, int | None] | None:
