@@ -47,7 +47,8 @@ _EXTENSIONS: dict[str, dict[str, Any]] = {
 }
 _METHODS = {name.encode(): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS")}
 # A look-up in an enum class costs as much as a call; these stand in the path of every request.
-_WAITING, _HELD, _DONE = ResponseState.WAITING, ResponseState.HELD, ResponseState.DONE
+_WAITING, _HELD, _STREAMING = ResponseState.WAITING, ResponseState.HELD, ResponseState.STREAMING
+_DONE = ResponseState.DONE
 _LAST_BODY = ResponseMove.LAST_BODY
 _UNREAD, _ENDED = BodyState.UNREAD, BodyState.ENDED
 _RESPONSE, _BODY = ResponseMachine.TABLE, BodyMachine.TABLE
@@ -227,8 +228,12 @@ class HttpExchange:
                     connection.next_exchange()
                     return None
             self._send_head(data, more=bool(more))
-        elif self.response is ResponseState.STREAMING:
-            self.connection.send_body(data, more=bool(more or self.trailers))
+        elif self.response is _STREAMING:
+            connection = self.connection
+            if more and connection.send_chunk(data):
+                self.sent_bytes += len(data)
+                return None if connection.gate.open else connection.gate.wait_open()
+            connection.send_body(data, more=bool(more or self.trailers))
         else:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
         if not self._sends_nothing():

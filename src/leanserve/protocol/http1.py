@@ -20,7 +20,7 @@ from leanserve.protocol.events import BodyKind, Data, EndOfBody, Request
 from leanserve.protocol.responses import Framing, ResponseHead
 from leanserve.settings import HttpSettings
 
-__all__ = ["FileRange", "Http1Codec"]
+__all__ = ["JOINED_BYTES", "FileRange", "Http1Codec"]
 
 # h11's own limit counts what is incomplete; ours are exact and in front of it, so h11's must not interfere.
 _NO_LIMIT = 1 << 40
@@ -32,7 +32,12 @@ class _Reading(IntEnum):
     ENDED = 2
 
 
-_HEAD, _BODY, _ENDED = _Reading  # a look-up in an enum class costs as much as a call
+# A look-up in an enum class costs as much as a call.
+_HEAD, _BODY, _ENDED = _Reading
+_CHUNKED = Framing.CHUNKED
+
+#: Pieces of a body from this size on are written beside their framing, not joined to it: that would copy them.
+JOINED_BYTES = 65536
 
 
 class FileRange:
@@ -243,12 +248,15 @@ class Http1Codec:
 
     def encode_body(self, data: bytes, *, more: bool) -> bytes:
         """A piece of the body; the end of the message too unless `more`."""
-        head = self.response
-        assert head is not None
-        if more and data and head.framing is Framing.CHUNKED:
-            return b"%x\r\n%b\r\n" % (len(data), data)  # encode_chunk joined: a token of a stream
         pieces = self.encode_pieces(data, more=more)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def encode_chunk(self, data: bytes) -> bytes | None:
+        """A small piece of a chunked body that more will follow, in one step; None when it is not that."""
+        head = self.response
+        if head is None or head.framing is not _CHUNKED or not 0 < len(data) < JOINED_BYTES:
+            return None
+        return b"%x\r\n%b\r\n" % (len(data), data)  # responses.encode_chunk, joined
 
     def encode_file(self, count: int) -> list[bytes | FileRange]:
         """The rest of the body, all of it from a file: a FileRange stands where its bytes go.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from leanserve.errors import IllegalTransition, RemoteProtocolError
 from leanserve.protocol import responses
 from leanserve.protocol.events import Data, EndOfBody, Request
-from leanserve.protocol.http1 import FileRange, Http1Codec
+from leanserve.protocol.http1 import JOINED_BYTES, FileRange, Http1Codec
 from leanserve.transport.deadlines import NEVER
 from leanserve.transport.flow import WriteGate
 from leanserve.transport.peer import Peer, describe_peer
@@ -35,10 +35,6 @@ _IDLE, _LAST, _PHASE = Phase.IDLE, Phase.LAST, PhaseMachine.TABLE
 _REQUEST, _LAST_REQUEST = PhaseMachine.on(PhaseMove.REQUEST), PhaseMachine.on(PhaseMove.LAST_REQUEST)
 _DONE = PhaseMachine.on(PhaseMove.DONE)
 _NEXT_REQUEST = Wait.NEXT_REQUEST
-
-# Pieces of a body from this size on are written beside their framing, not joined to it: that would copy them.
-_JOINED_BYTES = 65536
-
 
 class Connection(asyncio.Protocol):
     """The asyncio protocol of one accepted stream."""
@@ -236,12 +232,24 @@ class Connection(asyncio.Protocol):
             self._advance(PhaseMove.NO_MORE)
         self._write(data, more=more)
 
+    def send_chunk(self, data: bytes) -> bool:
+        """A token of a stream: a small piece of a chunked body; False (and nothing done) when it is not that."""
+        piece = self.codec.encode_chunk(data)
+        if piece is None:
+            return False
+        self.gate.spend(len(piece))
+        if not self.transport.is_closing():
+            self.transport.write(piece)
+        return True
+
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
-        if len(data) < _JOINED_BYTES:
-            if piece := self.codec.encode_body(data, more=more):
-                self._write(piece, more=more)
-        elif pieces := self.codec.encode_pieces(data, more=more):
+        pieces = self.codec.encode_pieces(data, more=more)
+        if len(pieces) == 1:
+            self._write(pieces[0], more=more)
+        elif len(data) < JOINED_BYTES:
+            self._write(b"".join(pieces), more=more)
+        else:
             if more:
                 self.gate.spend(len(data))
             if not self.transport.is_closing():
