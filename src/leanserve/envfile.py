@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import MutableMapping
-from pathlib import Path
 
 from leanserve.errors import SettingsError
 
@@ -59,7 +58,8 @@ def load_env_file(path: str, environment: MutableMapping[str, str] | None = None
     """
     target = os.environ if environment is None else environment
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"cannot read env_file {path}: {reason}") from None

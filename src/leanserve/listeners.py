@@ -11,8 +11,7 @@ import os
 import socket
 import stat
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from leanserve.errors import SettingsError
 from leanserve.settings import ListenSettings
@@ -32,8 +31,7 @@ __all__ = [
 _UNIX_PATH_BYTES = 103  # sun_path is 104 bytes on the BSDs and macOS, 108 on Linux, both with a final NUL
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(NamedTuple):
     """A host (name, IPv4 or IPv6 without brackets) and a port (0: the kernel chooses)."""
 
     host: str
@@ -43,8 +41,7 @@ class TcpAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(NamedTuple):
     """The path of a unix socket."""
 
     path: str
@@ -53,8 +50,7 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
-class FdAddress:
+class FdAddress(NamedTuple):
     """A descriptor that somebody else bound and handed to us."""
 
     fd: int
@@ -142,16 +138,14 @@ class Listener(socket.socket):
         super().listen(backlog)
 
 
-@dataclass(frozen=True, slots=True)
-class _Port:
+class _Port(NamedTuple):
     """A TCP port that has one socket per slot: what is needed to open one more."""
 
     family: int
     sockaddr: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _UnixFile:
+class _UnixFile(NamedTuple):
     """A socket file of ours; the inode tells it from one that somebody else has put in its place."""
 
     path: str

@@ -7,13 +7,10 @@ logging alone.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
-import logging.config
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 from leanserve.errors import SettingsError
@@ -88,6 +85,8 @@ def _attach(logger: logging.Logger, level: int, stream: TextIO, use_colors: bool
 
 
 def _apply(config: str | Mapping[str, Any]) -> None:
+    import logging.config  # with its socket servers and queues: for those who configure only
+
     name = config if isinstance(config, str) else "mapping"
     try:
         if isinstance(config, str) and not config.endswith((".json", ".yaml", ".yml")):
@@ -109,15 +108,18 @@ def _apply(config: str | Mapping[str, Any]) -> None:
 def _check_readable(path: str) -> None:
     # fileConfig reads a missing file as an empty one, and then fails with a KeyError about its sections
     try:
-        Path(path).open("rb").close()
+        open(path, "rb").close()
     except OSError as error:
         raise SettingsError(f"cannot read log_config {path}: {error.strerror}") from None
 
 
 def _read(path: str) -> Any:
     _check_readable(path)
-    text = Path(path).read_text(encoding="utf-8")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
     if path.endswith(".json"):
+        import json
+
         return json.loads(text)
     try:
         yaml = importlib.import_module("yaml")  # not a dependency of ours

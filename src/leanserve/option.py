@@ -6,16 +6,58 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, FrozenInstanceError, dataclass, field
+from typing import Any, dataclass_transform
 
 from leanserve.errors import SettingsError
 
-__all__ = ["Option", "accepts_none", "check_value", "kind_of", "option", "parse_value"]
+__all__ = ["Frozen", "Option", "accepts_none", "check_value", "kind_of", "option", "parse_value"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+class Frozen:
+    """Base of frozen records made with keyword arguments: fields as in dataclasses, methods shared by all.
+
+    A frozen dataclass compiles its methods from text, for each class and in each process that is started; for
+    the groups of settings that took as long as all of click.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Read the annotations; :func:`dataclasses.fields` and :func:`dataclasses.replace` work."""
+        dataclass(init=False, repr=False, eq=False)(cls)
+
+    def __init__(self, **values: Any) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            if item.name in values:
+                value = values.pop(item.name)
+            elif item.default_factory is not MISSING:
+                value = item.default_factory()
+            elif item.default is not MISSING:
+                value = item.default
+            else:
+                raise TypeError(f"{type(self).__name__} needs {item.name}")
+            object.__setattr__(self, item.name, value)
+        if values:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(values)}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if type(self) is type(other) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+
+class Option(Frozen):
     """What the command line and the reference page have to know about one field.
 
     Attributes:

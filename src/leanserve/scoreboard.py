@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from leanserve.errors import SettingsError
 
@@ -52,8 +51,7 @@ class _Word(IntEnum):
     BYTES_OUT = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What one worker has written. Gauges are of now; counters are of all workers this lane has had."""
 
     slot: int
@@ -155,6 +153,8 @@ class Scoreboard:
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("leanserve-scoreboard", os.MFD_CLOEXEC)
         else:
+            import tempfile
+
             with tempfile.TemporaryFile() as file:  # already without a name
                 fd = os.dup(file.fileno())
         os.ftruncate(fd, _BYTES)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from leanserve.errors import SettingsError
-from leanserve.option import Option, check_value, option
+from leanserve.option import Frozen, Option, check_value, option
 
 __all__ = [
     "DrainSettings",
@@ -36,8 +36,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListenSettings:
+class ListenSettings(Frozen):
     """Address"""
 
     host: str = option("127.0.0.1", "Address to listen on; '::' is dual stack.")
@@ -58,8 +57,7 @@ class ListenSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadSettings:
+class LoadSettings(Frozen):
     """Application"""
 
     factory: bool = option(False, "APP is a function without arguments that returns the application.")
@@ -79,8 +77,7 @@ class LoadSettings:
     wsgi_threads: int = option(40, "Threads of one worker for a WSGI application.", minimum=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpSettings:
+class HttpSettings(Frozen):
     """HTTP"""
 
     request_line_bytes: int = option(
@@ -105,8 +102,7 @@ class HttpSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeoutSettings:
+class TimeoutSettings(Frozen):
     """Deadlines"""
 
     first_byte_timeout: float = option(
@@ -130,8 +126,7 @@ class TimeoutSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainSettings:
+class DrainSettings(Frozen):
     """Stopping"""
 
     drain_timeout: float = option(
@@ -151,8 +146,7 @@ class DrainSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowSettings:
+class FlowSettings(Frozen):
     """Back-pressure"""
 
     send_high_water: int = option(
@@ -163,8 +157,7 @@ class FlowSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebSocketSettings:
+class WebSocketSettings(Frozen):
     """WebSocket"""
 
     ws_max_size: int = option(16777216, "Largest message; beyond it close 1009.", unit="bytes", minimum=1)
@@ -186,8 +179,7 @@ class WebSocketSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsSettings:
+class TlsSettings(Frozen):
     """TLS"""
 
     ssl_certfile: str | None = option(None, "Certificate chain (PEM).")
@@ -201,13 +193,12 @@ class TlsSettings:
     )
     ssl_min_version: str = option("1.2", "Lowest TLS version.", choices=("1.2", "1.3"))
     ssl_ciphers: str | None = option(None, "OpenSSL cipher list for TLS 1.2; none is Python's own choice.")
-    ssl_context_factory: Callable[[], Any] | str | None = option(  # noqa: RUF009 - a field, as all others
+    ssl_context_factory: Callable[[], Any] | str | None = option(
         None, "Function (or module:attr of one) that returns the ssl.SSLContext, called in every worker.",
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxySettings:
+class ProxySettings(Frozen):
     """Proxies in front"""
 
     proxy_headers: bool = option(True, "Believe X-Forwarded-For and X-Forwarded-Proto of trusted peers.")
@@ -218,8 +209,7 @@ class ProxySettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
+class WorkerSettings(Frozen):
     """Worker"""
 
     loop: str = option(
@@ -236,8 +226,7 @@ class WorkerSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
+class PoolSettings(Frozen):
     """Processes"""
 
     workers: int | str = option(
@@ -258,8 +247,7 @@ class PoolSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReloadSettings:
+class ReloadSettings(Frozen):
     """Development"""
 
     reload: bool = option(False, "Start the workers anew when a source file changes.")
@@ -272,8 +260,7 @@ class ReloadSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
+class LogSettings(Frozen):
     """Logging"""
 
     log_level: str = option(
@@ -287,8 +274,7 @@ class LogSettings:
     use_colors: bool | None = option(None, "Colour the level names; default is when stderr is a terminal.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Frozen):
     """All groups. Build it with :meth:`build`, from flat names.
 
     Source of the defaults: docs/reference/settings.md, which is made from this file.

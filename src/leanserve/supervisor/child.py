@@ -6,12 +6,9 @@ import atexit
 import contextlib
 import importlib
 import os
-import pickle
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -213,6 +210,10 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
     Raises:
         SettingsError: the application or a setting cannot be handed to another process.
     """
+    import pickle
+    import subprocess
+    import tempfile
+
     module = entry.partition(":")[0]
     listeners = [[sock.fileno() for sock in slot] for slot in spec.listeners]
     facts: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 
 from leanserve.errors import SettingsError
@@ -54,4 +53,6 @@ class Restarts:
         if row == 0:
             return 0.0
         wait = min(_FIRST_WAIT_S * 2.0 ** min(row - 1, 30), self._settings.restart_backoff_max)
+        import random  # with its hashes; few supervisors ever come here
+
         return wait * random.uniform(0.8, 1.2)

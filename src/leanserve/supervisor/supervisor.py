@@ -14,18 +14,20 @@ import time
 from collections import deque
 from enum import IntEnum
 from math import inf
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanserve.listeners import open_listeners
 from leanserve.machine import Machine
 from leanserve.scoreboard import MAX_SLOTS
-from leanserve.settings import Settings
+from leanserve.settings import ReloadSettings, Settings
 from leanserve.supervisor.cgroup import oom_kills
 from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.pool import Restarts, count_workers
-from leanserve.supervisor.reload import Watcher
 from leanserve.supervisor.signals import SignalQueue
+
+if TYPE_CHECKING:
+    from leanserve.supervisor.reload import Watcher
 
 __all__ = ["Supervisor", "SupervisorMachine", "SupervisorMove", "SupervisorState"]
 
@@ -107,7 +109,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._start_at: dict[int, float] = {}
         self._roll: deque[int] = deque()
-        self._watcher = Watcher(settings.reload) if settings.reload.reload else None
+        self._watcher = _watch(settings.reload) if settings.reload.reload else None
         self._exit_code = 0
         self._oom_kills = oom_kills()
 
@@ -437,6 +439,12 @@ class Supervisor:
                 child.listeners = self.listeners.detach_slot(self.slots)
             self.listeners.refuse(self.slots)
             self.listeners.close_slot(self.slots)
+
+
+def _watch(settings: ReloadSettings) -> Watcher:
+    from leanserve.supervisor.reload import Watcher  # development only
+
+    return Watcher(settings)
 
 
 _HANDLERS = {

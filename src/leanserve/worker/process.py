@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import logging
 import os
-import pickle
 import select
 import signal
 import socket
@@ -14,9 +13,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
-
-import anyio
 
 from leanserve.asgi.interfaces import load_app
 from leanserve.channel import Channel, WorkerSpec
@@ -50,8 +48,8 @@ def main(spec: WorkerSpec) -> int:
         return _EXIT_BUG
     try:
         app = load_app(spec.app, spec.settings.load)
-        uvloop = _wants_uvloop(spec.settings.worker.loop)
-        anyio.run(_serve, spec, app, backend="asyncio", backend_options={"use_uvloop": uvloop})
+        with asyncio.Runner(loop_factory=_loop_factory(spec.settings.worker.loop)) as runner:
+            runner.run(_serve(spec, app))
     except (BootFailed, SettingsError, OSError) as error:
         _tell_failure(spec, str(error), traceback.format_exc())
         return _EXIT_SETTINGS if isinstance(error, SettingsError) else _EXIT_BOOT
@@ -67,6 +65,8 @@ def main_of_spawned(fd: int) -> int:
     Args:
         fd: a file with the pickled facts; sockets and pages come as inherited descriptors.
     """
+    import pickle
+
     with os.fdopen(fd, "rb") as file:
         facts: dict[str, Any] = pickle.load(file)
     channel = Channel(socket.socket(fileno=facts.pop("channel")))
@@ -104,8 +104,13 @@ def _die_with_parent(parent_pid: int) -> bool:
     return parent_pid in (0, os.getppid())
 
 
-def _wants_uvloop(loop: str) -> bool:
-    return loop == "uvloop" or (loop == "auto" and importlib.util.find_spec("uvloop") is not None)
+def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop; None for the one of asyncio."""
+    if loop == "uvloop" or (loop == "auto" and importlib.util.find_spec("uvloop") is not None):
+        import uvloop
+
+        return uvloop.new_event_loop
+    return None
 
 
 def _tell_failure(spec: WorkerSpec, error: str, trace: str) -> None:

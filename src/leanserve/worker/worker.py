@@ -16,7 +16,6 @@ from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.asgi.http import HttpExchange
 from leanserve.asgi.lifespan import Lifespan
 from leanserve.asgi.messages import App, ExchangeRecord, Running
-from leanserve.asgi.websocket import WebSocketExchange
 from leanserve.errors import RemoteProtocolError, SettingsError
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
@@ -272,6 +271,8 @@ class Worker:
         if self._admission is not None and not self._admission.admit(len(self.running)):
             app = overloaded
         if request.upgrade:
+            from leanserve.asgi.websocket import WebSocketExchange  # and wsproto: a quarter of all imports
+
             return WebSocketExchange(self, connection, request, app)
         return HttpExchange(self, connection, request, app)
 
