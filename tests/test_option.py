@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import ssl
+from dataclasses import field
 from typing import Any
 
 import pytest
 
 from leanserve.errors import SettingsError
-from leanserve.option import accepts_none, check_value, kind_of, parse_value
-from leanserve.settings import options
+from leanserve.option import Frozen, accepts_none, check_value, kind_of, parse_value
+from leanserve.settings import Settings, options
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {item.name: item for _, item, _ in options()}
 
@@ -110,3 +112,36 @@ def test_values_are_normalised() -> None:
     assert check_value(FIELDS["ssl_cert_reqs"], int(ssl.CERT_OPTIONAL)) == "optional"
     assert check_value(FIELDS["ssl_context_factory"], ssl.create_default_context)
     assert check_value(FIELDS["log_config"], {"version": 1}) == {"version": 1}
+
+
+class Point(Frozen):
+    """Two fields with defaults, one without."""
+
+    name: str
+    x: int = 0
+    parts: list[str] = field(default_factory=list)
+
+
+def test_a_frozen_record_is_a_dataclass_with_keywords() -> None:
+    point = Point(name="a", x=1)
+    assert repr(point) == "Point(name='a', x=1, parts=[])"
+    assert point == Point(name="a", x=1)
+    assert point != Point(name="a")
+    assert point != ("a", 1, [])
+    assert dataclasses.replace(point, x=2) == Point(name="a", x=2)
+    assert Point(name="a").parts is not Point(name="b").parts
+    assert pickle.loads(pickle.dumps(point)) == point
+    assert hash(Settings()) == hash(Settings())
+    assert hash(Settings()) != hash(Settings.build(port=1))
+
+
+def test_a_frozen_record_refuses_change_and_wrong_names() -> None:
+    point = Point(name="a")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        point.x = 1  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del point.x
+    with pytest.raises(TypeError, match="Point needs name"):
+        Point()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="Point has no y"):
+        Point(name="a", y=1)  # type: ignore[call-arg]

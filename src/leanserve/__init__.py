@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from leanserve.errors import (
     AppProtocolError,
     BootFailed,
@@ -12,6 +10,7 @@ from leanserve.errors import (
     SettingsError,
 )
 
+TYPE_CHECKING = False  # type checkers take it for typing's, which would be most of this import
 if TYPE_CHECKING:
     from leanserve.server import Server
     from leanserve.settings import Settings

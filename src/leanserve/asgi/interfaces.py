@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -118,6 +117,8 @@ def _import(app: str, app_dir: str) -> Any:
 
 
 def _no_attribute(owner: Any, part: str, module_name: str) -> str:
+    import difflib  # for this message only
+
     where = f"module {module_name}" if inspect.ismodule(owner) else _a(owner)
     close = difflib.get_close_matches(part, dir(owner), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "is the name after the ':' right?"

@@ -7,7 +7,6 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from email.utils import formatdate
 from enum import IntEnum
 from socket import socket
 from typing import Any, ClassVar
@@ -31,6 +30,7 @@ from leanserve.worker.accept import Acceptor
 from leanserve.worker.access_log import write_access
 from leanserve.worker.admission import Admission, overloaded
 from leanserve.worker.complaints import Complaints
+from leanserve.worker.date import format_date
 
 __all__ = ["Worker", "WorkerMachine", "WorkerMove", "WorkerState"]
 
@@ -258,7 +258,7 @@ class Worker:
         if not 0 <= now - self._headers_at < 1:  # a clock may be set back
             headers: Headers = []
             if self.settings.http.date_header:
-                headers.append((b"date", formatdate(now, usegmt=True).encode("ascii")))
+                headers.append((b"date", format_date(now)))
             if self.settings.http.server_header:
                 headers.append((b"server", b"leanserve"))
             self._headers_at = int(now)
