@@ -258,7 +258,7 @@ class Worker:
         if not 0 <= now - self._headers_at < 1:  # a clock may be set back
             headers: Headers = []
             if self.settings.http.date_header:
-                headers.append((b"date", format_date(now)))
+                headers.append((b"date", format_date(int(now))))
             if self.settings.http.server_header:
                 headers.append((b"server", b"leanserve"))
             self._headers_at = int(now)
