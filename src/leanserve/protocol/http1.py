@@ -36,7 +36,7 @@ class _Reading(IntEnum):
 _HEAD, _BODY, _ENDED = _Reading
 _CHUNKED = Framing.CHUNKED
 
-#: Pieces of a body from this size on are written beside their framing, not joined to it: that would copy them.
+#: Pieces of a body from this size on are written beside their framing: joining would copy them.
 JOINED_BYTES = 65536
 
 

@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
         self._write(data, more=more)
 
     def send_chunk(self, data: bytes) -> bool:
-        """A token of a stream: a small piece of a chunked body; False (and nothing done) when it is not that."""
+        """A small piece of a chunked body; False (and nothing done) when it is not that."""
         piece = self.codec.encode_chunk(data)
         if piece is None:
             return False
