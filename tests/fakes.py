@@ -325,6 +325,7 @@ class FakeService:
         self.recogniser = Recogniser(self.settings.http) if self.settings.http.fastpath else None
         self.encoder = ResponseEncoder(()) if self.settings.http.fastpath else None
         self.keeps_records = True
+        self.default_headers = DefaultHeaders([(b"server", b"fake")])
         self.draining = False
         self.context = contextvars.copy_context()
         self.state: dict[str, Any] = {}
@@ -342,12 +343,10 @@ class FakeService:
         connection = Connection(self)
         return connection, FakeTransport(self.loop, connection, **extra)
 
-    def default_headers(self) -> DefaultHeaders:
-        return DefaultHeaders([(b"server", b"fake")])
-
     def open_exchange(self, connection: Connection, request: Request) -> Any:
         exchange = HttpExchange(self, connection, request, self.app)
         self.exchanges.append(exchange)
+        self.running.add(exchange)
         return exchange
 
     def connection_opened(self, connection: Connection) -> None:
@@ -355,9 +354,6 @@ class FakeService:
 
     def connection_closed(self, connection: Connection) -> None:
         self.connections.remove(connection)
-
-    def exchange_started(self, exchange: Any) -> None:
-        self.running.add(exchange)
 
     def exchange_ended(self, exchange: Any, received_bytes: int, sent_bytes: int) -> None:
         self.running.remove(exchange)

@@ -9,7 +9,7 @@ import pytest
 
 from fakes import FakeService
 from leanserve.asgi.forwarded import TrustedProxies
-from leanserve.asgi.messages import base_scope, call_app, cancel_task, is_disconnect
+from leanserve.asgi.messages import call_app, cancel_task, connection_scope, is_disconnect, request_scope
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Headers, Request
 from leanserve.transport.peer import Peer
@@ -23,11 +23,10 @@ def scope_of(raw_path: bytes = b"/", headers: Headers | None = None, *, tls: Any
     service = FakeService(nothing)
     for name, value in facts.items():
         setattr(service, name, value)
-    connection, _ = service.connect()
-    connection.peer = Peer(("10.0.0.1", 4000), ("10.0.0.2", 80), tls)
+    peer = Peer(("10.0.0.1", 4000), ("10.0.0.2", 80), tls)
     request = Request(b"GET", raw_path, b"q", "1.0", headers or [], forwarded=bool(headers))
     try:
-        return base_scope(service, connection, request, "http", {})
+        return request_scope(service, request, connection_scope(service, peer, "http", {}))
     finally:
         service.loop.close()
 

@@ -15,9 +15,10 @@ from leanserve.asgi.messages import (
     AppService,
     ExchangeRecord,
     Message,
-    base_scope,
     cancel_task,
+    connection_scope,
     is_disconnect,
+    request_scope,
 )
 from leanserve.asgi.states import (
     BodyMachine,
@@ -84,12 +85,15 @@ class HttpExchange:
         self.cause = ""
         self.first_byte_s: float | None = None
         self.started = monotonic()  # not loop.time(): uvloop's moves in steps of a millisecond
-        scope = base_scope(service, connection, request, "http", _EXTENSIONS)
+        peer = connection.peer
+        constant = peer.scope
+        if constant is None:
+            constant = peer.scope = connection_scope(service, peer, "http", _EXTENSIONS)
+        scope = request_scope(service, request, constant)
         scope["method"] = _METHODS.get(request.method) or request.method.decode("ascii")
         self.client = scope["client"]
         # A copy of the context that stood after the lifespan startup, never another request's.
         self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
-        service.exchange_started(self)
 
     def __repr__(self) -> str:
         return f"<HttpExchange {self.response.name} {self.body.name} {self.request.raw_path!r}>"

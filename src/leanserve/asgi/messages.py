@@ -15,8 +15,8 @@ from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Request
 from leanserve.settings import Settings
-from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
+from leanserve.transport.peer import Peer
 
 if TYPE_CHECKING:
     from leanserve.protocol.fastpath import ResponseEncoder
@@ -27,10 +27,11 @@ __all__ = [
     "ExchangeRecord",
     "Message",
     "Running",
-    "base_scope",
     "call_app",
     "cancel_task",
+    "connection_scope",
     "is_disconnect",
+    "request_scope",
 ]
 
 Message = MutableMapping[str, Any]
@@ -97,9 +98,6 @@ class AppService(Protocol):
     #: Whether anybody reads what ``exchange_done`` is given.
     keeps_records: bool
 
-    def exchange_started(self, exchange: Running) -> None:
-        """The application has been called."""
-
     def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
         """The application call has ended, after so many bytes of bodies or messages in either direction."""
 
@@ -107,26 +105,32 @@ class AppService(Protocol):
         """The response has ended, one way or another."""
 
 
-def base_scope(
-    service: AppService,
-    connection: Connection,
-    request: Request,
-    kind: str,
-    extensions: dict[str, dict[str, Any]],
+def connection_scope(
+    service: AppService, peer: Peer, kind: str, extensions: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The part of the scope that HTTP and WebSocket share.
+    """The part of the scope that is the same for all requests of a connection.
 
     Args:
-        service, connection, request: where the facts come from.
+        service: of the application.
+        peer: of the connection.
         kind: "http" or "websocket".
-        extensions: those of this kind, without ``tls``; copied.
+        extensions: those of this kind, without ``tls``.
     """
-    peer = connection.peer
-    client = peer.client
-    secure = peer.tls is not None
-    if request.forwarded and service.proxies is not None:
-        client, seen = service.proxies.resolve(request.headers, client, "https" if secure else "http")
-        secure = seen == "https"
+    scheme = "http" if kind == "http" else "ws"
+    return {
+        "type": kind,
+        "asgi": _ASGI,
+        "http_version": "1.1",
+        "scheme": scheme if peer.tls is None else scheme + "s",
+        "root_path": service.root_path,
+        "client": peer.client,
+        "server": peer.server,
+        "extensions": extensions if peer.tls is None else {**extensions, "tls": peer.tls},
+    }
+
+
+def request_scope(service: AppService, request: Request, constant: dict[str, Any]) -> dict[str, Any]:
+    """The scope of one request, but for what only one kind has; `constant` is copied."""
     raw_path = request.raw_path
     # unquote_to_bytes and not unquote: "percent-encoded sequences and UTF-8 byte sequences decoded into
     # characters"; what is no UTF-8 must not raise, and raw_path keeps the truth.
@@ -134,53 +138,34 @@ def base_scope(
         path = unquote_to_bytes(raw_path).decode("utf-8", "replace")
     else:
         path = raw_path.decode()
-    root_path = service.root_path
-    if root_path and path != "*":
+    scope = constant.copy()
+    if service.root_path and path != "*":
         # Spec: root_path is a prefix of path; the proxy that stripped it has hidden it from raw_path too.
-        path = root_path + path
-        raw_path = root_path.encode("utf-8") + raw_path
-    scope = _SCOPE.copy()  # cheaper than to write them all out
-    scope["type"] = kind
-    scope["asgi"] = _ASGI.copy()
-    if request.version != "1.1":
-        scope["http_version"] = request.version
-    scope["scheme"] = _SCHEMES[kind, secure]
+        path = service.root_path + path
+        raw_path = service.root_path.encode("utf-8") + raw_path
     scope["path"] = path
     scope["raw_path"] = raw_path
     scope["query_string"] = request.query
-    scope["root_path"] = root_path
     scope["headers"] = request.headers
-    scope["client"] = client
-    scope["server"] = peer.server
+    # Applications and middleware write into these.
+    scope["asgi"] = _ASGI.copy()
     scope["state"] = service.state.copy()
-    scope["extensions"] = extensions.copy()
-    if peer.tls is not None:
-        scope["extensions"]["tls"] = peer.tls
+    scope["extensions"] = scope["extensions"].copy()
+    if request.version != "1.1":
+        scope["http_version"] = request.version
+    if request.forwarded and service.proxies is not None:
+        _apply_forwarded(scope, service.proxies)
     return scope
 
 
+def _apply_forwarded(scope: dict[str, Any], proxies: TrustedProxies) -> None:
+    secure = scope["scheme"] in ("https", "wss")
+    scope["client"], seen = proxies.resolve(scope["headers"], scope["client"], "https" if secure else "http")
+    scheme = "http" if scope["type"] == "http" else "ws"
+    scope["scheme"] = scheme + "s" if seen == "https" else scheme
+
+
 _ASGI = {"version": "3.0", "spec_version": SPEC_VERSION}
-_SCOPE: dict[str, Any] = {
-    "type": "",
-    "asgi": {},
-    "http_version": "1.1",
-    "scheme": "",
-    "path": "",
-    "raw_path": b"",
-    "query_string": b"",
-    "root_path": "",
-    "headers": (),
-    "client": None,
-    "server": None,
-    "state": {},
-    "extensions": {},
-}
-_SCHEMES = {
-    ("http", False): "http",
-    ("http", True): "https",
-    ("websocket", False): "ws",
-    ("websocket", True): "wss",
-}
 
 
 async def call_app(

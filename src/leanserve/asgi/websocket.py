@@ -17,10 +17,11 @@ from leanserve.asgi.messages import (
     AppService,
     ExchangeRecord,
     Message,
-    base_scope,
     call_app,
     cancel_task,
+    connection_scope,
     is_disconnect,
+    request_scope,
 )
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
 from leanserve.machine import Machine
@@ -105,7 +106,8 @@ class WebSocketExchange:
         #: The head of a denial, from websocket.http.response.start until its first body message.
         self.denial: tuple[int, Headers] | None = None
         self.started = time.monotonic()
-        scope = base_scope(service, connection, request, "websocket", {"websocket.http.response": {}})
+        constant = connection_scope(service, connection.peer, "websocket", {"websocket.http.response": {}})
+        scope = request_scope(service, request, constant)
         scope["subprotocols"] = list(self.handshake.subprotocols)
         self.record = ExchangeRecord(
             scope["client"], "GET", request.raw_path.decode("latin-1"), request.query.decode("latin-1"),
@@ -114,7 +116,6 @@ class WebSocketExchange:
         self.inbox.put({"type": "websocket.connect"})
         # A copy of the context that stood after the lifespan startup, never another request's.
         self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
-        service.exchange_started(self)
 
     def __repr__(self) -> str:
         return f"<WebSocketExchange {self.life.state.name} {self.record.path}>"
@@ -245,7 +246,7 @@ class WebSocketExchange:
             self.handshake, message.get("subprotocol"), message.get("headers") or (), self.extension
         )
         names = {name for name, _ in headers}
-        headers += [item for item in connection.service.default_headers() if item[0] not in names]
+        headers += [item for item in connection.service.default_headers if item[0] not in names]
         connection.send_interim(status, headers)
         self.life.advance(WebSocketMove.ACCEPT)
         self.record.status = status

@@ -175,7 +175,9 @@ class ResponseEncoder:
                 line = known.get(pair)
                 if line is None:
                     name, value = pair
-                    if name == b"content-length" and length < 0 and _is_length(value):
+                    if name == b"content-length" and length < 0:
+                        if type(value) is not bytes or not value.isdigit() or len(value) > 18:
+                            return None
                         length = int(value)
                         continue
                     line = self._make_line(name, value)
@@ -226,7 +228,3 @@ class ResponseEncoder:
             return None
         end = b"content-length: %d\r\nconnection: close\r\n\r\n" if close else b"content-length: %d\r\n\r\n"
         return b"".join((start, *lines, ours.block, end % size, body))
-
-
-def _is_length(value: object) -> bool:
-    return type(value) is bytes and value.isdigit() and len(value) < 19

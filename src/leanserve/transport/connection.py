@@ -199,12 +199,11 @@ class Connection(asyncio.Protocol):
     def send_plain(self, status: int, plain: PlainHead, body: bytes) -> bool:
         """A whole response in one write; False (and nothing done) when it has to go the planned way."""
         codec, service = self.codec, self.service
-        if not codec.request_ended:
+        request, encoder = codec.request, service.encoder
+        if request is None or encoder is None or not codec.request_ended:
             return False
-        assert service.encoder is not None
-        assert codec.request is not None
         close = self.phase is _LAST or service.draining
-        data = service.encoder.encode(codec.request, status, plain, body, service.default_headers(), close)
+        data = encoder.encode(request, status, plain, body, service.default_headers, close)
         if data is None:
             return False
         if close:
@@ -225,7 +224,7 @@ class Connection(asyncio.Protocol):
         codec = self.codec
         close = self.phase is Phase.LAST or self.service.draining or self._body_is_unwanted()
         data = codec.encode_response(
-            status, headers, self.service.default_headers(), body, more=more, close=close, trailers=trailers
+            status, headers, self.service.default_headers, body, more=more, close=close, trailers=trailers
         )
         assert codec.response is not None
         if codec.response.close:
@@ -333,7 +332,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         if self.codec.response is None:
-            headers = [*self.service.default_headers(), *error.headers]
+            headers = [*self.service.default_headers, *error.headers]
             self.transport.write(responses.encode_refusal(error.status, headers))
         if exchange is not None:
             exchange.connection_lost(error)

@@ -20,11 +20,13 @@ class Peer:
         client: (address, port) of the peer, None on a unix socket.
         server: (address, port) that it connected to; (path, None) on a unix socket.
         tls: the ``tls`` extension, None on a plain connection.
+        scope: what the layer above has made of these, kept here for its next request.
     """
 
     client: tuple[str, int] | None
     server: tuple[str, int | None] | None
     tls: dict[str, Any] | None
+    scope: dict[str, Any] | None = None
 
 
 def describe_peer(transport: asyncio.Transport, server_cert: str | None) -> Peer:

@@ -71,11 +71,10 @@ class Service(Protocol):
     server_cert: str | None
     recogniser: Recogniser | None
     encoder: ResponseEncoder | None
+    #: ``date``, ``server`` and the operator's own headers.
+    default_headers: DefaultHeaders
     #: Whether the server has begun to stop.
     draining: bool
-
-    def default_headers(self) -> DefaultHeaders:
-        """``date``, ``server`` and the operator's own headers."""
 
     def open_exchange(self, connection: Connection, request: Request) -> Exchange:
         """Begin an exchange. Raises RemoteProtocolError when the request is refused after all."""

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from socket import socket
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.asgi.http import HttpExchange
@@ -38,7 +38,10 @@ logger = logging.getLogger("leanserve")
 
 # From cancelling what still runs at the end of the drain to cutting its connection.
 _CANCEL_GRACE_S = 1.0
-_HEARTBEAT_S = 1.0
+
+
+if TYPE_CHECKING:
+    from leanserve.asgi.websocket import WebSocketExchange
 
 
 class WorkerMove(IntEnum):
@@ -109,17 +112,17 @@ class Worker:
         self._admission = Admission(settings.worker, on_full) if any(limits) else None
         self._complaints = Complaints(logger)
         self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._headers_at = 0
-        self._headers = DefaultHeaders([])
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._tls = build_context(settings.tls)
 
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
+    #: ``date``, ``server`` and the operator's own headers; new every second.
+    default_headers: DefaultHeaders
     draining: bool = False
     _acceptor: Acceptor
-    _heartbeat: asyncio.TimerHandle | None = None
+    _ticker: asyncio.TimerHandle
 
     def __repr__(self) -> str:
         counts = f"{len(self.connections)} connections, {len(self.running)} running"
@@ -149,16 +152,16 @@ class Worker:
             if not started:
                 self.machine.advance(WorkerMove.STOP)
         self._acceptor = Acceptor(self._new_connection, self.settings, self.listeners, self._tls)
+        self._tick()
         try:
             await self._acceptor.open()
         except OSError:
+            self._ticker.cancel()
             self._acceptor.pause()
             await self.lifespan.shutdown()
             self.machine.advance(WorkerMove.STOP)
             raise
         self._enter(WorkerMove.STARTED)
-        if self.lane is not None:
-            self._beat()
 
     def hurry(self) -> None:
         """Wait for nothing any more: :meth:`drain` cuts what still runs and returns soon."""
@@ -182,8 +185,7 @@ class Worker:
                 await self._cut()
         finally:
             self.deadlines.close()
-            if self._heartbeat is not None:
-                self._heartbeat.cancel()
+            self._ticker.cancel()
             await self.lifespan.shutdown()
             self._enter(WorkerMove.STOP)
 
@@ -239,10 +241,22 @@ class Worker:
         if self.lane is not None:
             self.lane.enter(state, time.monotonic_ns())
 
-    def _beat(self) -> None:
-        assert self.lane is not None
-        self.lane.beat(time.monotonic_ns())
-        self._heartbeat = self.loop.call_later(_HEARTBEAT_S, self._beat)
+    def _tick(self) -> None:
+        """With each second of the clock: a new date, and a heartbeat for the supervisor."""
+        now = time.time()
+        self.default_headers = self._make_headers(int(now))
+        if self.lane is not None:
+            self.lane.beat(time.monotonic_ns())
+        # A little late rather than early: loops keep time in milliseconds.
+        self._ticker = self.loop.call_later(1.002 - now % 1, self._tick)
+
+    def _make_headers(self, now: int) -> DefaultHeaders:
+        headers: Headers = []
+        if self.settings.http.date_header:
+            headers.append((b"date", format_date(now)))
+        if self.settings.http.server_header:
+            headers.append((b"server", b"leanserve"))
+        return DefaultHeaders(headers + self._extra_headers)
 
     # What connections and exchanges ask
 
@@ -252,29 +266,22 @@ class Worker:
             self._handshaking.add(connection)
         return connection
 
-    def default_headers(self) -> DefaultHeaders:
-        """``date``, ``server`` and the operator's own headers; rebuilt once a second."""
-        now = time.time()
-        if not 0 <= now - self._headers_at < 1:  # a clock may be set back
-            headers: Headers = []
-            if self.settings.http.date_header:
-                headers.append((b"date", format_date(int(now))))
-            if self.settings.http.server_header:
-                headers.append((b"server", b"leanserve"))
-            self._headers_at = int(now)
-            self._headers = DefaultHeaders(headers + self._extra_headers)
-        return self._headers
-
     def open_exchange(self, connection: Connection, request: Request) -> Exchange:
         """Begin an exchange; over the limit with our own answer in the application's place."""
         app = self.app
         if self._admission is not None and not self._admission.admit(len(self.running)):
             app = overloaded
+        exchange: HttpExchange | WebSocketExchange
         if request.upgrade:
             from leanserve.asgi.websocket import WebSocketExchange  # and wsproto: a quarter of all imports
 
-            return WebSocketExchange(self, connection, request, app)
-        return HttpExchange(self, connection, request, app)
+            exchange = WebSocketExchange(self, connection, request, app)
+        else:
+            exchange = HttpExchange(self, connection, request, app)
+        self.running.add(exchange)
+        if self.lane is not None:
+            self.lane.request_started()
+        return exchange
 
     def connection_opened(self, connection: Connection) -> None:
         """A connection was accepted."""
@@ -292,12 +299,6 @@ class Worker:
             self.lane.connection_closed()
         if self.draining:
             self._changed.set()
-
-    def exchange_started(self, exchange: Running) -> None:
-        """The application has been called."""
-        self.running.add(exchange)
-        if self.lane is not None:
-            self.lane.request_started()
 
     def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
         """The application call has ended; background work behind the response counts as running."""
