@@ -22,28 +22,31 @@ _REQUEST_LINE = re.compile(
     rb"(GET|POST|HEAD|PUT|DELETE|PATCH|OPTIONS) "
     rb"(/[\x21\x22\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x22\x24-\x7e]*))? HTTP/1\.1\r\n"
 )
-# token ":" OWS value OWS (RFC 9112 section 5), each from the start of its line to the end.
-# (*+): else a long blank value with a bad byte behind it costs time in the square of its length.
-_LINES = re.compile(
-    rb"(?:\A|(?<=\r\n))([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+"
-    rb"((?:[\x21-\x7e\x80-\xff](?:[ \t\x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*\r\n"
-)
-_HOST = re.compile(rb"[A-Za-z0-9\-._]+(?::\d{1,5})?")
-_LENGTH = re.compile(rb"\d{1,19}")
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# RFC 9112 section 5: token ":" OWS value OWS; of control bytes a value has only HTAB; a line ends in CRLF.
+_ALLOWED = bytes(byte for byte in range(256) if byte in b"\t\r\n" or (byte >= 0x20 and byte != 0x7F))
+_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._]+(?::\d{1,5})?")
 
-# Fields that decide framing or the life of the connection. Those with a check here are plain when it says so;
-# the others (transfer-encoding, upgrade, expect, te) are never plain.
-_DECISIVE = frozenset(
-    {b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"te"}
-)
-# Secrets have no business in a table that outlives their request.
-_SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization", b"x-api-key", b"set-cookie"})
-_NEVER_PLAIN = _DECISIVE - {b"host", b"connection", b"content-length"}
-_NOTED = _DECISIVE | _SECRET | FORWARDED
+# Kinds of fields: those from _HOST on decide framing or the life of the connection, and may be there once;
+# secrets have no business in a table that outlives their request. Not an enum: a look-up in one costs as much
+# as a call.
+_OTHER, _FORWARDED, _SECRET, _HOST, _CONNECTION, _LENGTH, _NEVER_PLAIN = range(7)
+_KINDS = {
+    b"host": _HOST,
+    b"connection": _CONNECTION,
+    b"content-length": _LENGTH,
+    **dict.fromkeys([b"transfer-encoding", b"upgrade", b"expect", b"te"], _NEVER_PLAIN),
+    **dict.fromkeys(
+        [b"authorization", b"cookie", b"proxy-authorization", b"x-api-key", b"set-cookie"], _SECRET
+    ),
+    **dict.fromkeys(FORWARDED, _FORWARDED),
+}
 
 _NO_UPGRADE = Upgrade.NONE
 _CACHED_BLOCKS: Final = 256
 _CACHED_BLOCK_BYTES: Final = 2048
+_CACHED_NAMES: Final = 512
+_CACHED_NAME_BYTES: Final = 64
 
 
 class _Block(NamedTuple):
@@ -63,12 +66,14 @@ class Recogniser:
         recognised, declined: how many heads it took and left to h11.
     """
 
-    __slots__ = ("_blocks", "_settings", "declined", "recognised")
+    __slots__ = ("_blocks", "_names", "_settings", "declined", "recognised")
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
         # All lines behind the request line as one key: a client repeats them from request to request.
         self._blocks: dict[bytes, _Block] = {}
+        # And names as sent to names in lower case: they are few even where every value is new.
+        self._names: dict[bytes, tuple[bytes, int]] = {}
         self.recognised = 0
         self.declined = 0
 
@@ -91,44 +96,58 @@ class Recogniser:
         self.declined += 1
         return None
 
-    def _read_block(self, lines: bytes) -> _Block | None:
+    def _read_block(self, block: bytes) -> _Block | None:
         """Check every line; the limits too, so that a block from the table has passed them."""
         settings = self._settings
-        count = lines.count(b"\r\n") + 1
-        if count > settings.header_count or len(lines) + 2 > settings.header_bytes:
+        ends = block.count(b"\r\n")
+        if ends >= settings.header_count or len(block) + 2 > settings.header_bytes:
             return None
-        found = _LINES.findall(lines + b"\r\n")
-        if len(found) != count:
-            return None  # a line that is none
-        headers = [(name.lower(), value) for name, value in found]
-        noted = [pair for pair in headers if pair[0] in _NOTED]
-        block = _judge(headers, noted)
-        if block is None or len(lines) > _CACHED_BLOCK_BYTES or any(name in _SECRET for name, _ in noted):
-            return block
-        if len(self._blocks) >= _CACHED_BLOCKS:
-            self._blocks.clear()
-        self._blocks[lines] = block
-        return block
-
-
-def _judge(headers: Headers, noted: Headers) -> _Block | None:
-    """Read the fields that decide framing and keep-alive; None when one of them is not plain."""
-    known: dict[bytes, bytes] = {}
-    for name, value in noted:
-        if name in _DECISIVE and name in known:
+        if block.translate(None, _ALLOWED) or block.count(b"\r") != ends or block.count(b"\n") != ends:
             return None
-        known[name] = value
-    if _HOST.fullmatch(known.get(b"host", b"")) is None:
-        return None
-    option = known.get(b"connection", b"keep-alive").lower()
-    length = known.get(b"content-length", b"0")
-    if option not in (b"keep-alive", b"close") or _LENGTH.fullmatch(length) is None:
-        return None
-    if not _NEVER_PLAIN.isdisjoint(known):
-        return None
-    size = int(length)
-    body = BodyKind.LENGTH if size else BodyKind.NONE
-    return _Block(headers, option == b"keep-alive", body, size, not FORWARDED.isdisjoint(known))
+        headers: Headers = []
+        noted: dict[int, bytes] = {}
+        names = self._names
+        for line in block.split(b"\r\n"):
+            raw_name, colon, value = line.partition(b":")
+            found = names.get(raw_name) or self._learn(raw_name)
+            if found is None or not colon:
+                return None
+            name, kind = found
+            value = value.strip(b" \t")
+            headers.append((name, value))
+            if kind:
+                if kind >= _HOST and kind in noted:
+                    return None
+                noted[kind] = value
+        return self._judge(block, headers, noted)
+
+    def _learn(self, raw_name: bytes) -> tuple[bytes, int] | None:
+        if _NAME.fullmatch(raw_name) is None:
+            return None
+        name = raw_name.lower()
+        found = (name, _KINDS.get(name, _OTHER))
+        if len(raw_name) <= _CACHED_NAME_BYTES:
+            if len(self._names) >= _CACHED_NAMES:
+                self._names.clear()
+            self._names[raw_name] = found
+        return found
+
+    def _judge(self, block: bytes, headers: Headers, noted: dict[int, bytes]) -> _Block | None:
+        """Read the fields that decide framing and keep-alive; None when one of them is not plain."""
+        option = noted.get(_CONNECTION, b"keep-alive").lower()
+        length = noted.get(_LENGTH, b"0")
+        if _AUTHORITY.fullmatch(noted.get(_HOST, b"")) is None or option not in (b"keep-alive", b"close"):
+            return None
+        if _NEVER_PLAIN in noted or not length.isdigit() or len(length) > 19:
+            return None
+        size = int(length)
+        body = BodyKind.LENGTH if size else BodyKind.NONE
+        found = _Block(headers, option == b"keep-alive", body, size, _FORWARDED in noted)
+        if len(block) <= _CACHED_BLOCK_BYTES and _SECRET not in noted:
+            if len(self._blocks) >= _CACHED_BLOCKS:
+                self._blocks.clear()
+            self._blocks[block] = found
+        return found
 
 
 # As the strict way leaves them: names in lower case, values without blanks around them; none are empty.
@@ -194,7 +213,7 @@ class ResponseEncoder:
         if name in self._ours or _PLAIN_NAME.fullmatch(name) is None or _PLAIN_VALUE.fullmatch(value) is None:
             return None
         line = b"%b: %b\r\n" % (name, value)
-        if len(line) <= _CACHED_LINE_BYTES and name not in _SECRET:
+        if len(line) <= _CACHED_LINE_BYTES and name not in _KINDS:
             if len(self._lines) >= _CACHED_LINES:
                 self._lines.clear()
             self._lines[name, value] = line
