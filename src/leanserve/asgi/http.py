@@ -189,14 +189,20 @@ class HttpExchange:
             AppProtocolError: a message that ASGI or HTTP does not allow here.
             ClientDisconnected: the client has gone.
         """
-        handler = _HANDLERS.get(message["type"])
         if self.response >= _DONE:
             if self.response is ResponseState.GONE:
                 raise ClientDisconnected("the client has gone")
             return  # ASGI: after the last body message "any further messages on the channel will be ignored"
-        if handler is None:
-            raise AppProtocolError(f"an HTTP application cannot send {message['type']!r}")
-        waiting = handler(self, message)
+        kind = message["type"]
+        if kind == "http.response.body":
+            waiting = self._body(message)
+        elif kind == "http.response.start":
+            self._start(message)
+            return
+        elif (handler := _HANDLERS.get(kind)) is not None:
+            waiting = handler(self, message)
+        else:
+            raise AppProtocolError(f"an HTTP application cannot send {kind!r}")
         if waiting is not None:
             await waiting
 
@@ -421,8 +427,6 @@ class HttpExchange:
 _BODIES = {500: b"Internal Server Error", 503: b"Service Unavailable"}
 
 _HANDLERS: dict[str, Callable[[HttpExchange, Message], Awaitable[None] | None]] = {
-    "http.response.start": HttpExchange._start,
-    "http.response.body": HttpExchange._body,
     "http.response.trailers": HttpExchange._trailers,
     "http.response.early_hint": HttpExchange._early_hint,
     "http.response.pathsend": HttpExchange._path,

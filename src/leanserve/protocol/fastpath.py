@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from leanserve.protocol.events import FORWARDED, BodyKind, Headers, Request, Upgrade
 from leanserve.protocol.responses import REASONS, DefaultHeaders
@@ -24,13 +24,13 @@ _REQUEST_LINE = re.compile(
 )
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # RFC 9112 section 5: token ":" OWS value OWS; of control bytes a value has only HTAB; a line ends in CRLF.
-_ALLOWED = bytes(byte for byte in range(256) if byte in b"\t\r\n" or (byte >= 0x20 and byte != 0x7F))
+_VISIBLE = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
 _AUTHORITY = re.compile(rb"[A-Za-z0-9\-._]+(?::\d{1,5})?")
 
 # Kinds of fields: those from _HOST on decide framing or the life of the connection, and may be there once;
 # secrets have no business in a table that outlives their request. Not an enum: a look-up in one costs as much
 # as a call.
-_OTHER, _FORWARDED, _SECRET, _HOST, _CONNECTION, _LENGTH, _NEVER_PLAIN = range(7)
+_OTHER, _FORWARDED, _SECRET, _HOST, _CONNECTION, _LENGTH, _NEVER_PLAIN = range(_KINDS_COUNT := 7)
 _KINDS = {
     b"host": _HOST,
     b"connection": _CONNECTION,
@@ -42,21 +42,17 @@ _KINDS = {
     **dict.fromkeys(FORWARDED, _FORWARDED),
 }
 
-_NO_UPGRADE = Upgrade.NONE
+_OPTIONS = (b"keep-alive", b"", b"close")
+_BODY, _NO_BODY, _NO_UPGRADE = BodyKind.LENGTH, BodyKind.NONE, Upgrade.NONE
 _CACHED_BLOCKS: Final = 256
+_SEEN_BLOCKS: Final = 1024
 _CACHED_BLOCK_BYTES: Final = 2048
 _CACHED_NAMES: Final = 512
 _CACHED_NAME_BYTES: Final = 64
 
 
-class _Block(NamedTuple):
-    """What the lines behind a request line say."""
-
-    headers: Headers
-    keep_alive: bool
-    body: BodyKind
-    content_length: int
-    forwarded: bool
+#: headers, keep_alive, body, content_length and forwarded of a Request: what stands behind its first line.
+_Block = tuple[Headers, bool, BodyKind, int, bool]
 
 
 class Recogniser:
@@ -66,12 +62,13 @@ class Recogniser:
         recognised, declined: how many heads it took and left to h11.
     """
 
-    __slots__ = ("_blocks", "_names", "_settings", "declined", "recognised")
+    __slots__ = ("_blocks", "_names", "_seen", "_settings", "declined", "recognised")
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
         # All lines behind the request line as one key: a client repeats them from request to request.
         self._blocks: dict[bytes, _Block] = {}
+        self._seen: set[int] = set()
         # And names as sent to names in lower case: they are few even where every value is new.
         self._names: dict[bytes, tuple[bytes, int]] = {}
         self.recognised = 0
@@ -98,16 +95,15 @@ class Recogniser:
 
     def _read_block(self, block: bytes) -> _Block | None:
         """Check every line; the limits too, so that a block from the table has passed them."""
-        settings = self._settings
-        ends = block.count(b"\r\n")
-        if ends >= settings.header_count or len(block) + 2 > settings.header_bytes:
+        lines = block.split(b"\r\n")
+        if len(lines) > self._settings.header_count or len(block) + 2 > self._settings.header_bytes:
             return None
-        if block.translate(None, _ALLOWED) or block.count(b"\r") != ends or block.count(b"\n") != ends:
-            return None
+        if len(block.translate(None, _VISIBLE)) != 2 * len(lines) - 2:
+            return None  # a control byte, or a CR or LF that ends no line
         headers: Headers = []
-        noted: dict[int, bytes] = {}
+        noted = [b""] * _KINDS_COUNT
         names = self._names
-        for line in block.split(b"\r\n"):
+        for line in lines:
             raw_name, colon, value = line.partition(b":")
             found = names.get(raw_name) or self._learn(raw_name)
             if found is None or not colon:
@@ -116,10 +112,33 @@ class Recogniser:
             value = value.strip(b" \t")
             headers.append((name, value))
             if kind:
-                if kind >= _HOST and kind in noted:
-                    return None
-                noted[kind] = value
-        return self._judge(block, headers, noted)
+                if kind >= _HOST and (noted[kind] or not value):
+                    return None  # twice, or empty
+                noted[kind] = value or b"-"
+        if noted[_NEVER_PLAIN] or _AUTHORITY.fullmatch(noted[_HOST]) is None:
+            return None
+        option, length = noted[_CONNECTION].lower(), noted[_LENGTH]
+        if option not in _OPTIONS or (length and (not length.isdigit() or len(length) > 19)):
+            return None
+        size = int(length or 0)
+        found_block = (
+            headers, option != b"close", _BODY if size else _NO_BODY, size, bool(noted[_FORWARDED]),
+        )  # fmt: skip
+        if not noted[_SECRET] and len(block) <= _CACHED_BLOCK_BYTES:
+            self._keep(block, found_block)
+        return found_block
+
+    def _keep(self, block: bytes, found: _Block) -> None:
+        """Keep what is seen a second time; lines that differ with every request would push the others out."""
+        number = hash(block)
+        if number not in self._seen:
+            if len(self._seen) >= _SEEN_BLOCKS:
+                self._seen.clear()
+            self._seen.add(number)
+            return
+        if len(self._blocks) >= _CACHED_BLOCKS:
+            self._blocks.clear()
+        self._blocks[block] = found
 
     def _learn(self, raw_name: bytes) -> tuple[bytes, int] | None:
         if _NAME.fullmatch(raw_name) is None:
@@ -130,23 +149,6 @@ class Recogniser:
             if len(self._names) >= _CACHED_NAMES:
                 self._names.clear()
             self._names[raw_name] = found
-        return found
-
-    def _judge(self, block: bytes, headers: Headers, noted: dict[int, bytes]) -> _Block | None:
-        """Read the fields that decide framing and keep-alive; None when one of them is not plain."""
-        option = noted.get(_CONNECTION, b"keep-alive").lower()
-        length = noted.get(_LENGTH, b"0")
-        if _AUTHORITY.fullmatch(noted.get(_HOST, b"")) is None or option not in (b"keep-alive", b"close"):
-            return None
-        if _NEVER_PLAIN in noted or not length.isdigit() or len(length) > 19:
-            return None
-        size = int(length)
-        body = BodyKind.LENGTH if size else BodyKind.NONE
-        found = _Block(headers, option == b"keep-alive", body, size, _FORWARDED in noted)
-        if len(block) <= _CACHED_BLOCK_BYTES and _SECRET not in noted:
-            if len(self._blocks) >= _CACHED_BLOCKS:
-                self._blocks.clear()
-            self._blocks[block] = found
         return found
 
 

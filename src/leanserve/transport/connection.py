@@ -89,8 +89,6 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The peer has closed its side. True keeps ours open."""
         self.codec.eof = True
-        if self.codec.buffer:
-            self._read_on()  # a pipelined request whose turn was to come next
         phase = self.phase
         if phase is Phase.TUNNEL:
             assert self.tunnel is not None
@@ -161,6 +159,7 @@ class Connection(asyncio.Protocol):
                 assert type(event) is EndOfBody
                 self.exchange.body_ended()
                 self._request_ended()
+                break
         if not codec.buffer:
             return
         if self.phase <= _IDLE:
@@ -175,7 +174,8 @@ class Connection(asyncio.Protocol):
             self.next_exchange()
 
     def _read_on(self) -> None:
-        """Take up a pipelined request: a turn of the loop later, so that one peer cannot hold the worker."""
+        """Take up a pipelined request. Its application runs in a later turn of the loop: no peer holds the
+        worker by sending many."""
         if self.phase in (Phase.OPENING, Phase.IDLE):
             self._guard(self._read)
             if self.phase is Phase.IDLE and self.codec.eof:
@@ -310,8 +310,6 @@ class Connection(asyncio.Protocol):
         self.phase = _DONE[self.phase]
         codec, service = self.codec, self.service
         codec.next_exchange()
-        if codec.buffer or codec.eof:
-            service.loop.call_soon(self._read_on)
         if self.paused:
             self.resume_reading()
         if service.draining:
@@ -320,6 +318,8 @@ class Connection(asyncio.Protocol):
         else:
             self.waits_for = _NEXT_REQUEST
             service.deadlines.set(self, service.settings.timeouts.keep_alive_timeout)
+        if codec.buffer or codec.eof:
+            self._read_on()
 
     def refuse(self, error: RemoteProtocolError) -> None:
         """Answer what broke the protocol, as far as an answer is still possible, and close."""
