@@ -230,6 +230,7 @@ def test_a_refusal_behind_a_late_end_of_a_body_is_sent(rig: Any) -> None:
     responses = it.read()
     assert [response.status for response in responses] == [200, 400]
     assert responses[-1].complete
+    assert not it.transport.aborted
 
 
 def test_fin_within_a_body_is_a_disconnect(rig: Any) -> None:

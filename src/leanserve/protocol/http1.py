@@ -34,7 +34,6 @@ class _Reading(IntEnum):
 
 # A look-up in an enum class costs as much as a call.
 _HEAD, _BODY, _ENDED = _Reading
-_CHUNKED = Framing.CHUNKED
 
 #: Pieces of a body from this size on are written beside their framing: joining would copy them.
 JOINED_BYTES = 65536
@@ -250,13 +249,6 @@ class Http1Codec:
         """A piece of the body; the end of the message too unless `more`."""
         pieces = self.encode_pieces(data, more=more)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def encode_chunk(self, data: bytes) -> bytes | None:
-        """A small piece of a chunked body that more will follow, in one step; None when it is not that."""
-        head = self.response
-        if head is None or head.framing is not _CHUNKED or not 0 < len(data) < JOINED_BYTES:
-            return None
-        return b"%x\r\n%b\r\n" % (len(data), data)  # responses.encode_chunk, joined
 
     def encode_file(self, count: int) -> list[bytes | FileRange]:
         """The rest of the body, all of it from a file: a FileRange stands where its bytes go.

@@ -17,6 +17,7 @@ from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.strict import split_list
 
 __all__ = [
+    "CHUNK",
     "REASONS",
     "DefaultHeaders",
     "Framing",
@@ -254,8 +255,12 @@ def encode_refusal(status: int, defaults: Iterable[tuple[bytes, bytes]]) -> byte
     return encode_head(ResponseHead(status, headers, Framing.LENGTH, True)) + reason
 
 
+#: A piece of a chunked body from its length and its bytes, which may not be empty (RFC 9112 section 7.1).
+CHUNK = b"%x\r\n%b\r\n"
+
+
 def encode_chunk(data: bytes) -> list[bytes]:
-    """A piece of a chunked body (RFC 9112 section 7.1); `data` is not copied and not empty."""
+    """CHUNK in pieces: `data` is not copied."""
     return [b"%x\r\n" % len(data), data, b"\r\n"]
 
 

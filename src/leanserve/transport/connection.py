@@ -17,6 +17,7 @@ from leanserve.errors import IllegalTransition, RemoteProtocolError
 from leanserve.protocol import responses
 from leanserve.protocol.events import Data, EndOfBody, Request
 from leanserve.protocol.http1 import JOINED_BYTES, FileRange, Http1Codec
+from leanserve.protocol.responses import CHUNK
 from leanserve.transport.deadlines import NEVER
 from leanserve.transport.flow import WriteGate
 from leanserve.transport.peer import Peer, describe_peer
@@ -231,15 +232,14 @@ class Connection(asyncio.Protocol):
             self._advance(PhaseMove.NO_MORE)
         self._write(data, more=more)
 
-    def send_chunk(self, data: bytes) -> bool:
-        """A small piece of a chunked body; False (and nothing done) when it is not that."""
-        piece = self.codec.encode_chunk(data)
-        if piece is None:
-            return False
-        self.gate.spend(len(piece))
-        if not self.transport.is_closing():
-            self.transport.write(piece)
-        return True
+    def send_chunk(self, data: bytes) -> None:
+        """A further piece of a chunked body, not empty and not the last: a token of a stream."""
+        if len(data) >= JOINED_BYTES:
+            self.send_body(data, more=True)
+            return
+        self.gate.spend(len(data))
+        if not self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection
+            self.transport.write(CHUNK % (len(data), data))
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
