@@ -87,7 +87,7 @@ def test_a_sender_that_never_has_to_wait_lets_others_run(size: int) -> None:
         for turn in range(2, 12):
             await asyncio.sleep(0)
             assert writes <= turn * 64
-            assert writes * size <= turn * (262144 + size)
+            assert writes * size <= turn * (1048576 + size)
         assert writes >= 5
         sender.cancel()
 

@@ -60,7 +60,7 @@ class HttpExchange:
     """Built when a request head is complete; lives until the application has returned."""
 
     __slots__ = (
-        "body", "cause", "chunked", "client", "connection", "first_byte_s", "headers", "news", "plain",
+        "body", "cause", "client", "connection", "first_byte_s", "headers", "news", "plain",
         "received_bytes", "request", "response", "sent_bytes", "service", "started", "status", "task",
         "trailers", "undelivered",
     )  # fmt: skip
@@ -71,8 +71,6 @@ class HttpExchange:
     headers: Headers
     plain: PlainHead | None
     trailers: bool
-    #: Of the response that has begun.
-    chunked: bool
 
     def __init__(self, service: AppService, connection: Connection, request: Request, app: App) -> None:
         self.service = service
@@ -242,8 +240,7 @@ class HttpExchange:
             self._send_head(data, more=bool(more))
         elif self.response is _STREAMING:
             connection = self.connection
-            if more and data and self.chunked:
-                connection.send_chunk(data)
+            if more and data and connection.send_piece(data):
                 self.sent_bytes += len(data)
                 return None if connection.gate.open else connection.gate.wait_open()
             connection.send_body(data, more=bool(more or self.trailers))
@@ -260,8 +257,6 @@ class HttpExchange:
     def _send_head(self, data: bytes, *, more: bool) -> None:
         self.connection.send_response(self.status, self.headers, data, more=more, trailers=self.trailers)
         self.headers = []  # from here on it gathers trailers
-        head = self.connection.codec.response
-        self.chunked = head is not None and head.framing is Framing.CHUNKED
         self.first_byte_s = monotonic() - self.started
 
     def _sends_nothing(self) -> bool:

@@ -17,7 +17,7 @@ from leanserve.errors import IllegalTransition, RemoteProtocolError
 from leanserve.protocol import responses
 from leanserve.protocol.events import Data, EndOfBody, Request
 from leanserve.protocol.http1 import JOINED_BYTES, FileRange, Http1Codec
-from leanserve.protocol.responses import CHUNK
+from leanserve.protocol.responses import CHUNK, Framing
 from leanserve.transport.deadlines import NEVER
 from leanserve.transport.flow import WriteGate
 from leanserve.transport.peer import Peer, describe_peer
@@ -36,6 +36,7 @@ _IDLE, _LAST, _PHASE = Phase.IDLE, Phase.LAST, PhaseMachine.TABLE
 _REQUEST, _LAST_REQUEST = PhaseMachine.on(PhaseMove.REQUEST), PhaseMachine.on(PhaseMove.LAST_REQUEST)
 _DONE = PhaseMachine.on(PhaseMove.DONE)
 _NEXT_REQUEST = Wait.NEXT_REQUEST
+_CHUNKED, _LENGTH = Framing.CHUNKED, Framing.LENGTH
 
 class Connection(asyncio.Protocol):
     """The asyncio protocol of one accepted stream."""
@@ -232,14 +233,23 @@ class Connection(asyncio.Protocol):
             self._advance(PhaseMove.NO_MORE)
         self._write(data, more=more)
 
-    def send_chunk(self, data: bytes) -> None:
-        """A further piece of a chunked body, not empty and not the last: a token of a stream."""
-        if len(data) >= JOINED_BYTES:
-            self.send_body(data, more=True)
-            return
-        self.gate.spend(len(data))
+    def send_piece(self, data: bytes) -> bool:
+        """A further piece of a body, not empty and not the last; False (and nothing done) when it needs
+        :meth:`send_body`."""
+        head, size = self.codec.response, len(data)
+        assert head is not None
+        if head.framing is _CHUNKED:
+            if size >= JOINED_BYTES:
+                return False
+            data = CHUNK % (size, data)
+        elif head.framing is _LENGTH and size <= head.left:
+            head.left -= size
+        else:
+            return False
+        self.gate.spend(size)
         if not self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection
-            self.transport.write(CHUNK % (len(data), data))
+            self.transport.write(data)
+        return True
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""

@@ -11,8 +11,8 @@ from leanserve.errors import ClientDisconnected
 __all__ = ["WriteGate"]
 
 # What one sender may write in one turn of the event loop: so many bytes, or a sixty-fourth of them in writes.
-_TURN_BYTES: Final = 262144
-_WRITE_COST: Final = 4096
+_TURN_BYTES: Final = 1048576
+_WRITE_COST: Final = 16384
 
 
 # Why a gate is closed, as bits: an IntFlag would cost more than all else that a new connection does here.
