@@ -46,6 +46,7 @@ DIFFERENT = (
     b"\r\n"
 )
 MOST = 5_000_000
+MOST_TRANSFERS = 10_000
 STALLED_S = 15.0
 _MASK = b"\x37\xfa\x21\x3d"  # the mask of RFC 6455 section 5.7
 _PORTS_PER_ADDRESS = 20_000
@@ -228,61 +229,77 @@ def websocket(port: int, connections: int, size: int, text: bool = False) -> Wor
     return busy(sockets, itertools.repeat(sent), len(expected), 1)
 
 
-def upload(port: int, size: int) -> Work:
-    """One body of `size` bytes, by sendfile. Stopped when the time is over: then what was taken."""
+def repeated(transfer: Callable[[float], int], times: int) -> Work:
+    """`transfer(end)` moves one body, or what can be moved until `end`: again and again, in MB (10^6)."""
+
+    def work(seconds: float) -> dict[str, float]:
+        moved, begun = 0, time.perf_counter()
+        for _ in range(times):
+            moved += transfer(begun + seconds)
+            if time.perf_counter() - begun >= seconds:
+                break
+        return {"count": moved / 1e6, "seconds": time.perf_counter() - begun}
+
+    return work
+
+
+def upload(port: int, size: int, times: int = MOST_TRANSFERS) -> Work:
+    """Bodies of `size` bytes, by sendfile. When the time is over: what was taken of the last one."""
     block = min(size, 1 << 24)
     memory = os.memfd_create("body")
     os.ftruncate(memory, block)
 
-    def work(seconds: float) -> dict[str, float]:
-        connection = connect(port)
-        begun, sent = time.perf_counter(), 0
-        connection.sendall(
-            b"POST /upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
-            b"Content-Length: %d\r\n\r\n" % size
-        )
-        poller = select.poll()
-        poller.register(connection, select.POLLOUT)
-        connection.setblocking(False)
-        while sent < size and time.perf_counter() - begun < seconds:
-            if not poller.poll(STALLED_S * 1000):
-                raise ClientFailure(f"the server took {sent} bytes and then no more")
-            with contextlib.suppress(BlockingIOError):
-                start = sent % block
-                sent += os.sendfile(connection.fileno(), memory, start, min(block - start, size - sent))
-        connection.settimeout(STALLED_S)
-        if sent == size:
-            answer = receive_answer(connection)[1]
-            if int(answer) != size:
-                raise ClientFailure(f"the application counted {answer!r} of {size} bytes")
-        spent_s = time.perf_counter() - begun
-        connection.close()
-        return {"count": sent / 1e6, "seconds": spent_s}
+    def transfer(end: float) -> int:
+        with connect(port) as connection:
+            connection.sendall(
+                b"POST /upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
+                b"Content-Length: %d\r\n\r\n" % size
+            )
+            sent = _send_zeros(connection, memory, block, size, end)
+            if sent == size:
+                answer = receive_answer(connection)[1]
+                if int(answer) != size:
+                    raise ClientFailure(f"the application counted {answer!r} of {size} bytes")
+        return sent
 
-    return work
+    return repeated(transfer, times)
 
 
-def download(port: int, size: int, path: str) -> Work:
-    """One body of `size` bytes, counted and dropped in the kernel. Stopped when the time is over."""
+def _send_zeros(connection: socket.socket, memory: int, block: int, size: int, end: float) -> int:
+    """`size` bytes out of a file of `block` zeros; how many were taken until `end`."""
+    sent = 0
+    poller = select.poll()
+    poller.register(connection, select.POLLOUT)
+    connection.setblocking(False)
+    while sent < size and time.perf_counter() < end:
+        if not poller.poll(STALLED_S * 1000):
+            raise ClientFailure(f"the server took {sent} bytes and then no more")
+        with contextlib.suppress(BlockingIOError):
+            start = sent % block
+            sent += os.sendfile(connection.fileno(), memory, start, min(block - start, size - sent))
+    connection.settimeout(STALLED_S)
+    return sent
 
-    def work(seconds: float) -> dict[str, float]:
-        connection = connect(port)
-        begun = time.perf_counter()
-        connection.sendall(b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
-        head, rest = receive_head(connection)
-        if b"content-length: %d" % size not in head:
-            raise ClientFailure(f"another length: {head[:200]!r}")
-        got, room = len(rest), bytearray(1 << 20)
-        while got < size and time.perf_counter() - begun < seconds:
-            taken = connection.recv_into(room, 0, socket.MSG_TRUNC)  # Linux: TCP drops it without a copy
-            if not taken:
-                raise ClientFailure(f"the body ended after {got} bytes")
-            got += taken
-        spent_s = time.perf_counter() - begun
-        connection.close()
-        return {"count": got / 1e6, "seconds": spent_s}
 
-    return work
+def download(port: int, size: int, path: str, times: int = MOST_TRANSFERS) -> Work:
+    """Bodies of `size` bytes, dropped in the kernel. When the time is over: what came of the last one."""
+    room = bytearray(1 << 20)
+
+    def transfer(end: float) -> int:
+        with connect(port) as connection:
+            connection.sendall(b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
+            head, rest = receive_head(connection)
+            if b"content-length: %d" % size not in head:
+                raise ClientFailure(f"another length: {head[:200]!r}")
+            got = len(rest)
+            while got < size and time.perf_counter() < end:
+                taken = connection.recv_into(room, 0, socket.MSG_TRUNC)  # Linux: TCP drops it without a copy
+                if not taken:
+                    raise ClientFailure(f"the body ended after {got} bytes")
+                got += taken
+        return got
+
+    return repeated(transfer, times)
 
 
 def new_connections(port: int, connections: int) -> Work:

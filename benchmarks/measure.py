@@ -35,7 +35,7 @@ class Scale:
     """How much is done.
 
     Attributes:
-        seconds: length of one measurement; a transfer has three times as long.
+        seconds: length of one measurement; a transfer has twice as long.
         warm_up_s: load before the clock runs.
         transfer_bytes: size of an upload or a download.
         idle: idle connections.
@@ -145,7 +145,7 @@ def _load(server: Running, workload: Workload, scale: Scale, place: Place) -> di
     kind, options = workload.client
     seconds = scale.seconds
     if workload.how == "transfer":
-        size, seconds = scale.transfer_bytes, 3 * scale.seconds
+        size, seconds = scale.transfer_bytes, 2 * scale.seconds
         options = {key: value.format(size=size, file=place.file) for key, value in options.items()}
         options["size"] = size
     with client_process(kind, server.port, options) as client:

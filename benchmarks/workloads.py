@@ -83,8 +83,8 @@ def _cpu(peer: str, sign: str, limit: float, subject: str = REFERENCE) -> Must:
 
 _STREAM_EVENTS = 200
 _BOX = (
-    "One GB (2^30 bytes) on one connection, or as much of it as is done within the time of the box "
-    "(three times --seconds): per MB (10^6 bytes)."
+    "A connection per GiB, one after the other for twice the time of the other rows, the last one cut. "
+    "A MB is 10^6 bytes."
 )
 _MEMORY = {"each": Figure("RSS per connection", "bytes", 1, 0)}
 _START = {

@@ -239,9 +239,9 @@ class TestClients:
         size = 3_000_000
         file = tmp_path / "file"
         file.write_bytes(bytes(size))
-        assert work("upload", port, 10, size=size)["count"] == 3
+        assert work("upload", port, 10, size=size, times=2)["count"] == 6
         for path in (f"/download?bytes={size}", f"/file?path={file}&bytes={size}"):
-            assert work("download", port, 10, size=size, path=path)["count"] == 3
+            assert work("download", port, 10, size=size, path=path, times=2)["count"] == 6
 
     def test_transfer_ends_with_the_time(self, port: int) -> None:
         size = 1 << 40
