@@ -19,6 +19,7 @@ from leanserve.asgi.http import HttpExchange
 from leanserve.asgi.messages import ExchangeRecord
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.events import Request
+from leanserve.protocol.fastframes import FrameRecogniser
 from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
 from leanserve.protocol.responses import DefaultHeaders
 from leanserve.settings import Settings
@@ -326,6 +327,7 @@ class FakeService:
         self.encoder = ResponseEncoder(()) if self.settings.http.fastpath else None
         self.keeps_records = True
         self.default_headers = DefaultHeaders([(b"server", b"fake")])
+        self.frame_recogniser = FrameRecogniser() if self.settings.http.fastpath else None
         self.draining = False
         self.context = contextvars.copy_context()
         self.state: dict[str, Any] = {}

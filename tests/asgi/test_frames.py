@@ -11,7 +11,7 @@ from leanserve.asgi.frames import FrameReader
 from leanserve.asgi.heartbeat import Heartbeat
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.deflate import negotiate_deflate
-from leanserve.protocol.websocket import BinaryMessage, Close, TextMessage, WebSocketCodec
+from leanserve.protocol.websocket import Close, WebSocketCodec
 from leanserve.transport.flow import WriteGate
 from ws_frames import BINARY, PING, PONG, TEXT, close, deflated, frame, parse
 
@@ -63,8 +63,8 @@ class Notes:
     def is_idle(self) -> bool:
         return self.idle
 
-    def message_received(self, event: TextMessage | BinaryMessage) -> None:
-        self.told.append(event.data)
+    def message_received(self, message: str | bytes) -> None:
+        self.told.append(message)
 
     def close_received(self, event: Close) -> None:
         self.told.append(event.code)

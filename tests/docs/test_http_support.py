@@ -19,12 +19,10 @@ from leanserve.protocol.http1 import Http1Codec
 from leanserve.protocol.responses import check_headers
 from leanserve.protocol.upgrade import build_accept, parse_handshake
 from leanserve.protocol.websocket import (
-    BinaryMessage,
     Close,
     Partial,
     Ping,
     Pong,
-    TextMessage,
     WebSocketCodec,
 )
 from leanserve.settings import HttpSettings
@@ -209,13 +207,13 @@ def _frames(raw: bytes) -> str:
     except RemoteProtocolError as error:
         return str(error.close_code)
     match event:
-        case TextMessage():
-            return f"text {event.data}"
+        case str():
+            return f"text {event}"
         case Close():
             return f"close {event.code}"
         case Ping():
             return f"ping {event.payload.decode()}"
-    assert isinstance(event, BinaryMessage | Pong | None)
+    assert isinstance(event, bytes | Pong | None)
     return repr(event)
 
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from leanserve.asgi.heartbeat import Beat, Heartbeat
 from leanserve.errors import RemoteProtocolError
-from leanserve.protocol.websocket import BinaryMessage, Close, Ping, TextMessage, WebSocketCodec
+from leanserve.protocol.websocket import Close, Ping, WebSocketCodec
 from leanserve.transport.connection import Connection
 
 __all__ = ["FrameReader", "Listener"]
@@ -33,7 +33,7 @@ class Listener(Protocol):
     def is_idle(self) -> bool:
         """Whether all messages so far have been dealt with."""
 
-    def message_received(self, event: TextMessage | BinaryMessage) -> None:
+    def message_received(self, message: str | bytes) -> None:
         """A whole message."""
 
     def close_received(self, event: Close) -> None:
@@ -111,14 +111,15 @@ class FrameReader:
         self._turn = None
         pings: list[bytes] = []
         more = True
+        codec = self._codec
         end = time.monotonic() + _TURN_S
         try:
             while more := self._listener.wants_more():
-                event = self._codec.next_event()
+                event = codec.next_event()
                 if event is None:
                     self._listener.exhausted()
                     break
-                if type(event) is TextMessage or type(event) is BinaryMessage:
+                if isinstance(event, str | bytes):
                     self._listener.message_received(event)
                 elif type(event) is Ping:
                     del pings[_PONGS_PER_TURN - 1 :]
@@ -128,7 +129,7 @@ class FrameReader:
                     self._answer(pings)
                     pings.clear()
                     self._listener.close_received(event)
-                if time.monotonic() >= end:
+                if not codec.drained and time.monotonic() >= end:
                     self._turn = self._connection.service.loop.call_soon(self._read)
                     break
         except RemoteProtocolError as error:

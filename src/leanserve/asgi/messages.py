@@ -19,6 +19,7 @@ from leanserve.transport.deadlines import Deadlines
 from leanserve.transport.peer import Peer
 
 if TYPE_CHECKING:
+    from leanserve.protocol.fastframes import FrameRecogniser
     from leanserve.protocol.fastpath import ResponseEncoder
 
 __all__ = [
@@ -89,6 +90,7 @@ class AppService(Protocol):
     deadlines: Deadlines
     proxies: TrustedProxies | None
     root_path: str
+    frame_recogniser: FrameRecogniser | None
     #: None: every response goes the planned way.
     encoder: ResponseEncoder | None
     #: What stood after the lifespan startup; each application call gets a copy.

@@ -29,7 +29,7 @@ from leanserve.protocol.deflate import negotiate_deflate
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.responses import REASONS, check_headers
 from leanserve.protocol.upgrade import Handshake, build_accept, parse_handshake
-from leanserve.protocol.websocket import BinaryMessage, Close, CloseCode, TextMessage, WebSocketCodec
+from leanserve.protocol.websocket import Close, CloseCode, WebSocketCodec
 from leanserve.settings import WebSocketSettings
 from leanserve.transport.connection import Connection
 from leanserve.transport.phase import Phase
@@ -99,7 +99,7 @@ class WebSocketExchange:
         self.handshake: Handshake = parse_handshake(request)
         self.service = service
         self.connection = connection
-        self.codec, self.extension = _build_codec(self.handshake, service.settings.websocket)
+        self.codec, self.extension = _build_codec(self.handshake, service)
         self.reader = FrameReader(connection, self.codec, _build_heartbeat(service.settings.websocket), self)
         self.life = WebSocketMachine()
         self.inbox = Inbox(service.settings.flow.receive_high_water)
@@ -184,11 +184,11 @@ class WebSocketExchange:
         """The application waits, or cannot receive anything any more."""
         return self.inbox.awaited or self.inbox.last is not None
 
-    def message_received(self, event: TextMessage | BinaryMessage) -> None:
+    def message_received(self, message: str | bytes) -> None:
         """A message; one behind our own Close is nobody's."""
         if self.inbox.last is None:
-            kind = "text" if type(event) is TextMessage else "bytes"
-            self.inbox.put({"type": "websocket.receive", kind: event.data}, len(event.data))
+            kind = "text" if isinstance(message, str) else "bytes"
+            self.inbox.put({"type": "websocket.receive", kind: message}, len(message))
 
     def close_received(self, event: Close) -> None:
         """RFC 6455 section 5.5.1: answer with a Close, "typically echoing the status code", then close."""
@@ -398,15 +398,17 @@ class WebSocketExchange:
         return f"{self.record.method} {self.record.path!a}"
 
 
-def _build_codec(handshake: Handshake, settings: WebSocketSettings) -> tuple[WebSocketCodec, str | None]:
+def _build_codec(handshake: Handshake, service: AppService) -> tuple[WebSocketCodec, str | None]:
     """The codec, and what is to be said about its compression if the handshake is accepted."""
+    settings = service.settings.websocket
     agreed = None
     if settings.ws_per_message_deflate:
         agreed = negotiate_deflate(handshake.extensions, settings.ws_max_size)
     deflate, extension = agreed or (None, None)
     codec = WebSocketCodec(
-        max_size_bytes=settings.ws_max_size, max_fragments=settings.ws_max_fragments, deflate=deflate
-    )
+        max_size_bytes=settings.ws_max_size, max_fragments=settings.ws_max_fragments, deflate=deflate,
+        recogniser=service.frame_recogniser,
+    )  # fmt: skip
     return codec, extension
 
 

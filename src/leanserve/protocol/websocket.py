@@ -1,14 +1,16 @@
 """The server's side of one open WebSocket as bytes and events (RFC 6455 sections 5 to 7), on wsproto.
 
-wsproto knows frames; here they become whole messages within bounds. One call of ``next_event`` deals with one
-frame (or one piece of a long one), so the caller decides how much work is done before others have their turn.
+wsproto knows frames; here they become whole messages within bounds. fastframes.py in front of it takes plain
+ones. One call of ``next_event`` deals with one frame (or one piece of a long one), so the caller decides how
+much work is done before others have their turn.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from struct import Struct
+from typing import TYPE_CHECKING, Final
 
 from wsproto.extensions import Extension
 from wsproto.frame_protocol import (
@@ -24,14 +26,15 @@ from wsproto.frame_protocol import (
 from leanserve.errors import AppProtocolError, RemoteProtocolError
 from leanserve.protocol.deflate import BoundedDeflate
 
+if TYPE_CHECKING:
+    from leanserve.protocol.fastframes import FrameRecogniser, PartFrame
+
 __all__ = [
-    "BinaryMessage",
     "Close",
     "CloseCode",
     "Partial",
     "Ping",
     "Pong",
-    "TextMessage",
     "WebSocketCodec",
     "WebSocketEvent",
 ]
@@ -42,6 +45,16 @@ _COMPRESSED_SLICE_BYTES: Final = 2048
 
 # Fragments of this size are not counted: long messages in small honest pieces are no flood.
 _FREE_FRAGMENT_BYTES: Final = 64
+
+# Bytes of the shortest and the longest header that a client may send: with its masking key.
+_SHORT_HEADER: Final = 6
+_LONG_HEADER: Final = 14
+
+# What stands in front of short messages of ours: FIN and the opcode, the length.
+_TEXT_HEADS: Final = [bytes((0x80 | Opcode.TEXT, size)) for size in range(126)]
+_BINARY_HEADS: Final = [bytes((0x80 | Opcode.BINARY, size)) for size in range(126)]
+_HEAD_16: Final = Struct("!BBH")
+_HEAD_64: Final = Struct("!BBQ")
 
 _NO_RSV: Final = RsvBits(False, False, False)
 
@@ -57,20 +70,6 @@ class CloseCode(IntEnum):
     TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     SERVICE_RESTART = 1012
-
-
-@dataclass(slots=True)
-class TextMessage:
-    """A whole text message."""
-
-    data: str
-
-
-@dataclass(slots=True)
-class BinaryMessage:
-    """A whole binary message."""
-
-    data: bytes
 
 
 @dataclass(slots=True)
@@ -100,7 +99,8 @@ class Partial:
     """A piece of a message was taken in, and nothing is complete yet: call again."""
 
 
-WebSocketEvent = TextMessage | BinaryMessage | Ping | Pong | Close | Partial
+#: A text message is its str and a binary message its bytes: there are many of them.
+WebSocketEvent = str | bytes | Ping | Pong | Close | Partial
 _PARTIAL: Final = Partial()
 
 
@@ -119,8 +119,10 @@ class _Bounds(Extension):
         self._fragments = 0
         self._limit_bytes = 0
         self._message_bytes = 0
-        self._frame_bytes = 0
+        self._frame_bytes: int | None = None
         self._in_control = False
+        #: What wsproto has been given of the frame under way, if it is given no more than one frame at a time.
+        self.fed_bytes = 0
 
     def enabled(self) -> bool:
         return True
@@ -128,9 +130,23 @@ class _Bounds(Extension):
     def offer(self) -> bool | str:
         return False  # nothing is negotiated: this extension exists on our side only
 
+    @property
+    def between_messages(self) -> bool:
+        """Whether the last frame ended a message, or stood between two."""
+        return not self._fragments and self._frame_bytes is None
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much of the frame under way wsproto has not been given; no more than that, while it is unknown."""
+        size = self._frame_bytes
+        if size is None:
+            return (_SHORT_HEADER if self.fed_bytes < _SHORT_HEADER else _LONG_HEADER) - self.fed_bytes
+        return _SHORT_HEADER + (0 if size < 126 else 2 if size < 65536 else 8) + size - self.fed_bytes
+
     def frame_inbound_header(
         self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
     ) -> CloseReason | RsvBits:
+        self._frame_bytes = payload_length
         self._in_control = opcode.iscontrol()
         if self._in_control:
             return _NO_RSV
@@ -147,15 +163,17 @@ class _Bounds(Extension):
         most = self._max_fragments + self._message_bytes // _FREE_FRAGMENT_BYTES
         if payload_length > self._limit_bytes - self._message_bytes or self._fragments >= most:
             return CloseReason.MESSAGE_TOO_BIG
-        self._frame_bytes = payload_length
         return _NO_RSV
 
     def frame_inbound_complete(
         self, proto: FrameDecoder | FrameProtocol, fin: bool
     ) -> bytes | CloseReason | None:
         if not self._in_control:
+            assert self._frame_bytes is not None
             self._message_bytes += self._frame_bytes
             self._fragments = 0 if fin else self._fragments + 1
+        self._frame_bytes = None
+        self.fed_bytes = 0
         return None
 
 
@@ -166,19 +184,33 @@ class WebSocketCodec:
         max_size_bytes: most bytes of one message, inflated; beyond it RemoteProtocolError, close code 1009.
         max_fragments: most frames of one message, besides one for each 64 bytes; beyond it the same.
         deflate: the compression agreed on, or None.
+        recogniser: what takes plain frames in front of wsproto, or None.
     """
 
-    __slots__ = ("_close_sent", "_ended", "_frames", "_partial", "_pending", "_slice_bytes")
+    __slots__ = (
+        "_at", "_bounds", "_close_sent", "_compressed", "_ended", "_frames", "_max_size_bytes", "_part",
+        "_partial", "_pending", "_recogniser", "_slice_bytes", "_strict",
+    )  # fmt: skip
 
     def __init__(
-        self, *, max_size_bytes: int, max_fragments: int, deflate: BoundedDeflate | None = None
-    ) -> None:
-        extensions: list[Extension] = [_Bounds(max_size_bytes, max_fragments)]
+        self, *, max_size_bytes: int, max_fragments: int, deflate: BoundedDeflate | None = None,
+        recogniser: FrameRecogniser | None = None,
+    ) -> None:  # fmt: skip
+        self._bounds = _Bounds(max_size_bytes, max_fragments)
+        extensions: list[Extension] = [self._bounds]
         if deflate is not None:
             extensions.append(deflate)
         self._frames = FrameProtocol(client=False, extensions=extensions)
         self._slice_bytes = _SLICE_BYTES if deflate is None else _COMPRESSED_SLICE_BYTES
-        self._pending = bytearray()
+        self._compressed = deflate is not None
+        self._max_size_bytes = max_size_bytes
+        self._recogniser = recogniser
+        # Whether wsproto has the frame under way. Never half: it gives a message back to nobody.
+        self._strict = recogniser is None
+        self._part: PartFrame | None = None
+        # What has been received, dealt with up to _at. Mostly one read, and that is not copied.
+        self._pending: bytes | bytearray = b""
+        self._at = 0
         # No list of pieces: a long message that comes byte by byte must not cost fifty times its size.
         self._partial: bytearray | None = None
         self._ended = False
@@ -188,13 +220,26 @@ class WebSocketCodec:
 
     def receive(self, data: bytes) -> None:
         """Add bytes from the peer. Those behind its Close or a fault are dropped."""
-        if not self._ended:
+        if self._ended:
+            return
+        if self._at == len(self._pending):
+            self._pending, self._at = data, 0
+        else:
+            if isinstance(self._pending, bytes):
+                self._pending = bytearray(self._pending)
+            del self._pending[: self._at]
+            self._at = 0
             self._pending += data
 
     @property
     def pending_bytes(self) -> int:
         """Bytes received and not yet looked at."""
-        return len(self._pending)
+        return len(self._pending) - self._at
+
+    @property
+    def drained(self) -> bool:
+        """Whether there is certainly no further event before more bytes arrive."""
+        return self._at == len(self._pending) and not self._strict
 
     def next_event(self) -> WebSocketEvent | None:
         """The next event, or None when more bytes are needed, and after Close or an error.
@@ -202,12 +247,64 @@ class WebSocketCodec:
         Raises:
             RemoteProtocolError: the peer broke the protocol; its close_code is the one to close with.
         """
+        if not self._strict:
+            event = self._recognise()
+            if not self._strict:
+                return event
         frame = self._next_frame()
-        while frame is None and self._pending and not self._ended:
-            self._frames.receive_bytes(bytes(self._pending[: self._slice_bytes]))
-            del self._pending[: self._slice_bytes]
+        while frame is None and self._at < len(self._pending) and not self._ended:
+            self._frames.receive_bytes(self._take(self._slice_bytes))
             frame = self._next_frame()
         return None if frame is None else self._to_event(frame)
+
+    def _take(self, most: int) -> bytes:
+        """Bytes for wsproto: at most so many, and none of the next frame, which may be plain again."""
+        if self._recogniser is not None:
+            most = min(most, self._bounds.missing_bytes)
+        piece = bytes(self._pending[self._at : self._at + most])
+        self._bounds.fed_bytes += len(piece)
+        self._go_on(len(piece))
+        return piece
+
+    def _go_on(self, count: int) -> None:
+        """So much more has been dealt with."""
+        self._at += count
+        if self._at == len(self._pending):
+            self._pending, self._at = b"", 0
+
+    def _recognise(self) -> str | bytes | None:
+        """The next message, if it is plain. None without `_strict`: more bytes are needed; with it: wsproto's."""
+        if self._at == len(self._pending):
+            return None
+        if self._part is not None:
+            return self._complete(self._part)
+        assert self._recogniser is not None
+        found = self._recogniser.recognise_frame(self._pending, self._at, self._max_size_bytes)
+        if found is None:
+            self._strict = True
+            return None
+        message, count = found
+        if not count:
+            self._pending, self._at = self._pending[self._at :], 0  # a few bytes must not hold a long read
+            return None
+        self._go_on(count)
+        if message is None or isinstance(message, str | bytes):
+            return message
+        self._part = message
+        return self._recognise()
+
+    def _complete(self, part: PartFrame) -> str | bytes | None:
+        piece = self._pending[self._at : self._at + part.missing_bytes]
+        self._go_on(len(piece))
+        message = part.add(piece)
+        if message is part:
+            return None
+        self._part = None
+        if message is None:
+            self._strict = True
+            self._pending = part.give_back() + self._pending[self._at :]
+            self._at = 0
+        return message
 
     def _next_frame(self) -> Frame | None:
         """The one place where wsproto is called for reading, and its errors become ours."""
@@ -223,23 +320,25 @@ class WebSocketCodec:
     def _stop(self) -> None:
         # RFC 6455 sections 7.1.7 and 5.5.1: nothing behind a failure or behind a Close is processed.
         self._ended = True
-        self._pending.clear()
+        self._pending, self._at = b"", 0
         self._partial = None
 
     def _to_event(self, frame: Frame) -> WebSocketEvent:
         opcode, payload = frame.opcode, frame.payload
+        if self._recogniser is not None:
+            self._strict = not self._bounds.between_messages
         if opcode is Opcode.TEXT:
             assert isinstance(payload, str)
             if frame.message_finished and self._partial is None:
-                return TextMessage(payload)
+                return payload
             whole = self._add(payload.encode(), frame.message_finished)
-            return _PARTIAL if whole is None else TextMessage(whole.decode())
+            return _PARTIAL if whole is None else whole.decode()
         if opcode is Opcode.BINARY:
             assert isinstance(payload, bytes)
             if frame.message_finished and self._partial is None:
-                return BinaryMessage(payload)
+                return payload
             whole = self._add(payload, frame.message_finished)
-            return _PARTIAL if whole is None else BinaryMessage(bytes(whole))
+            return _PARTIAL if whole is None else bytes(whole)
         if opcode is Opcode.CLOSE:
             assert isinstance(payload, tuple)
             self._stop()
@@ -259,14 +358,15 @@ class WebSocketCodec:
     def send_text(self, text: str) -> bytes:
         """A whole text message. Raises AppProtocolError for what UTF-8 cannot say (lone surrogates)."""
         try:
-            return bytes(self._frames.send_data(text))
+            data = text.encode()
         except UnicodeEncodeError as error:
             # RFC 6455 section 5.6: "The "Payload data" is text data encoded as UTF-8."
             raise AppProtocolError(f"text message is not valid Unicode: {error}") from error
+        return bytes(self._frames.send_data(text)) if self._compressed else _head(_TEXT_HEADS, len(data)) + data
 
     def send_bytes(self, data: bytes) -> bytes:
         """A whole binary message."""
-        return bytes(self._frames.send_data(data))
+        return bytes(self._frames.send_data(data)) if self._compressed else _head(_BINARY_HEADS, len(data)) + data
 
     def ping(self, payload: bytes = b"") -> bytes:
         """A ping; the payload has at most 125 bytes. Nothing once a Close has been sent."""
@@ -290,6 +390,15 @@ class WebSocketCodec:
             raise AppProtocolError(f"close reason is not valid Unicode: {error}") from error
         self._close_sent = True
         return bytes(data)
+
+
+def _head(heads: list[bytes], size: int) -> bytes:
+    """RFC 6455 section 5.2: the header of an unmasked frame. `heads` are those of the short ones."""
+    if size < 126:
+        return heads[size]
+    if size < 65536:
+        return _HEAD_16.pack(heads[0][0], 126, size)
+    return _HEAD_64.pack(heads[0][0], 127, size)
 
 
 def _may_be_sent(code: int) -> bool:

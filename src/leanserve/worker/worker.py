@@ -18,6 +18,7 @@ from leanserve.asgi.messages import App, ExchangeRecord, Running
 from leanserve.errors import RemoteProtocolError, SettingsError
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
+from leanserve.protocol.fastframes import FrameRecogniser
 from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
 from leanserve.protocol.responses import DefaultHeaders, check_headers
 from leanserve.scoreboard import Lane, WorkerState
@@ -98,6 +99,7 @@ class Worker:
         self._extra_headers = _parse_headers(settings.http.header)
         self.recogniser: Recogniser | None = None
         self.encoder: ResponseEncoder | None = None
+        self.frame_recogniser = FrameRecogniser() if settings.http.fastpath else None
         if settings.http.fastpath:
             self.recogniser = Recogniser(settings.http)
             self.encoder = ResponseEncoder(name for name, _ in self._extra_headers)
