@@ -56,7 +56,10 @@ class FrameReader:
         listener: the exchange.
     """
 
-    __slots__ = ("_codec", "_connection", "_fault", "_heartbeat", "_listener", "_paused", "_pong", "_turn")
+    __slots__ = (
+        "_codec", "_connection", "_fault", "_heartbeat", "_listener", "_pong", "_turn",
+        "paused",
+    )  # fmt: skip
 
     def __init__(
         self, connection: Connection, codec: WebSocketCodec, heartbeat: Heartbeat, listener: Listener
@@ -65,7 +68,8 @@ class FrameReader:
         self._codec = codec
         self._heartbeat = heartbeat
         self._listener = listener
-        self._paused = False
+        #: Whether bytes may be waiting to be dealt with.
+        self.paused = False
         self._fault: RemoteProtocolError | None = None
         self._pong: bytes | None = None
         self._turn: asyncio.Handle | None = None
@@ -90,7 +94,7 @@ class FrameReader:
 
     def go_on(self) -> None:
         """The listener wants more (or always did: then nothing happens)."""
-        if self._paused and self._turn is None:
+        if self.paused and self._turn is None:
             self._read()
 
     def settle(self) -> None:
@@ -99,28 +103,23 @@ class FrameReader:
             fault, self._fault = self._fault, None
             self._listener.violated(fault)
 
-    @property
-    def paused(self) -> bool:
-        """Whether bytes may be waiting to be dealt with."""
-        return self._paused
-
     # Turns
 
     def _read(self) -> None:
         """Deal with events until there are none, the listener holds or the turn is over."""
         self._turn = None
+        codec, listener = self._codec, self._listener
         pings: list[bytes] = []
         more = True
-        codec = self._codec
         end = time.monotonic() + _TURN_S
         try:
-            while more := self._listener.wants_more():
+            while more := listener.wants_more():
                 event = codec.next_event()
                 if event is None:
-                    self._listener.exhausted()
+                    listener.exhausted()
                     break
-                if isinstance(event, str | bytes):
-                    self._listener.message_received(event)
+                if type(event) is str or type(event) is bytes:
+                    listener.message_received(event)
                 elif type(event) is Ping:
                     del pings[_PONGS_PER_TURN - 1 :]
                     pings.append(event.payload)
@@ -128,25 +127,23 @@ class FrameReader:
                     # RFC 6455 section 5.5.2: a Ping is answered "unless it already received a Close frame".
                     self._answer(pings)
                     pings.clear()
-                    self._listener.close_received(event)
+                    listener.close_received(event)
                 if not codec.drained and time.monotonic() >= end:
                     self._turn = self._connection.service.loop.call_soon(self._read)
                     break
         except RemoteProtocolError as error:
             # What came before the fault is good and may still be answered: not behind our Close.
             self._fault = error
-            if self._listener.is_idle():
+            if listener.is_idle():
                 self.settle()
             else:
                 self._connection.set_deadline(_FAULT_GRACE_S)
         if pings:
             self._answer(pings)
-        self._pause(self._turn is not None or not more)
-
-    def _pause(self, wanted: bool) -> None:
-        if wanted != self._paused:
-            self._paused = wanted
-            if wanted:
+        paused = self._turn is not None or not more
+        if paused != self.paused:
+            self.paused = paused
+            if paused:
                 self._connection.pause_reading()
             else:
                 self._connection.resume_reading()
@@ -172,7 +169,7 @@ class FrameReader:
         if self._pong is not None and not self._connection.gate.full:
             self._connection.write(self._codec.pong(self._pong))
             self._pong = None
-        due = self._heartbeat.look(now, reading=not self._paused)
+        due = self._heartbeat.look(now, reading=not self.paused)
         if due is Beat.DEAD:
             return False
         if due is Beat.PING:

@@ -17,25 +17,23 @@ _MESSAGE_BYTES: Final = 256
 class Inbox:
     """What the application has not received yet, and the last word when that is out.
 
+    A taker calls :meth:`take` until there is something, and awaits a :meth:`waiter` in between.
+
     Args:
-        limit_bytes: above it the inbox says that it is full; it takes messages all the same.
+        limit_bytes: above it the inbox is full; it takes messages all the same.
     """
 
-    __slots__ = ("_bytes", "_items", "_limit_bytes", "_news", "_takers", "last")
+    __slots__ = ("_bytes", "_items", "_limit_bytes", "_waiters", "full", "last")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._bytes = 0
         self._items: deque[tuple[Message, int]] = deque()
-        self._news: asyncio.Event | None = None
-        self._takers = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        #: Whether more is undelivered than the limit allows.
+        self.full = False
         #: What is received, again and again, when all else has been.
         self.last: Message | None = None
-
-    @property
-    def full(self) -> bool:
-        """Whether more is undelivered than the limit allows."""
-        return self._bytes > self._limit_bytes
 
     @property
     def empty(self) -> bool:
@@ -45,41 +43,46 @@ class Inbox:
     @property
     def awaited(self) -> bool:
         """Whether somebody waits for the next message."""
-        return self._takers > 0 and not self._items
+        return not self._items and not all(waiter.done() for waiter in self._waiters)
 
     def put(self, message: Message, size_bytes: int = 0) -> None:
         """Add a message."""
         size_bytes += _MESSAGE_BYTES
         self._bytes += size_bytes
+        self.full = self._bytes > self._limit_bytes
         self._items.append((message, size_bytes))
-        self._wake()
+        if self._waiters:
+            self._wake()
 
     def end(self, message: Message, *, at_once: bool = False) -> None:
         """Say the last word; the first one stands. `at_once` drops what is undelivered."""
         if at_once:
             self._items.clear()
             self._bytes = 0
+            self.full = False
         if self.last is None:
             self.last = message
         self._wake()
 
-    async def take(self) -> Message:
-        """The next message; waits for one."""
-        while not self._items:
-            if self.last is not None:
-                return dict(self.last)
-            if self._news is None:
-                self._news = asyncio.Event()
-            self._news.clear()
-            self._takers += 1
-            try:
-                await self._news.wait()
-            finally:
-                self._takers -= 1
+    def take(self) -> Message | None:
+        """The next message, or the last word; None while there is neither."""
+        if not self._items:
+            return None if self.last is None else dict(self.last)
         message, size_bytes = self._items.popleft()
         self._bytes -= size_bytes
+        self.full = self._bytes > self._limit_bytes
         return message
 
+    def waiter(self) -> asyncio.Future[None]:
+        """Done when it makes sense to try again. For one taker each: cancelling the taker cancels it."""
+        if self._waiters:
+            self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return waiter
+
     def _wake(self) -> None:
-        if self._news is not None:
-            self._news.set()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, Final
 
@@ -187,7 +187,7 @@ class WebSocketExchange:
     def message_received(self, message: str | bytes) -> None:
         """A message; one behind our own Close is nobody's."""
         if self.inbox.last is None:
-            kind = "text" if isinstance(message, str) else "bytes"
+            kind = "text" if type(message) is str else "bytes"
             self.inbox.put({"type": "websocket.receive", kind: message}, len(message))
 
     def close_received(self, event: Close) -> None:
@@ -216,10 +216,13 @@ class WebSocketExchange:
 
     async def receive(self) -> Message:
         """ASGI receive: connect, messages, then disconnect for ever."""
-        if self.inbox.empty:
-            self.reader.settle()
-        message = await self.inbox.take()
-        self.reader.go_on()
+        inbox, reader = self.inbox, self.reader
+        while (message := inbox.take()) is None:
+            reader.settle()
+            if inbox.last is None:
+                await inbox.waiter()
+        if reader.paused:
+            reader.go_on()
         return message
 
     async def send(self, message: Message) -> None:
@@ -230,17 +233,21 @@ class WebSocketExchange:
             ClientDisconnected: the WebSocket is closed, by whomever.
         """
         kind, state = message["type"], self.life.state
-        if kind not in _KINDS:
-            raise AppProtocolError(f"a WebSocket application cannot send {kind!r}")
         handler = _HANDLERS.get((state, kind))
         if handler is not None:
-            await handler(self, message)
+            may_wait = handler(self, message)
+            if may_wait and not self.connection.gate.open:
+                await self.connection.gate.wait_open()
+        elif kind not in _KINDS:
+            raise AppProtocolError(f"a WebSocket application cannot send {kind!r}")
         elif state < WebSocketState.CLOSING:
             raise AppProtocolError(f"{kind} is not possible while the WebSocket is {state.name}")
         elif kind != "websocket.close":  # closing twice is no error: both sides often do
             raise ClientDisconnected("the WebSocket is closed")
 
-    async def _accept(self, message: Message) -> None:
+    # One for each message. True when more may follow, so that it waits for a peer that does not read.
+
+    def _accept(self, message: Message) -> bool:
         connection = self.connection
         status, headers = build_accept(
             self.handshake, message.get("subprotocol"), message.get("headers") or (), self.extension
@@ -258,20 +265,23 @@ class WebSocketExchange:
             self.data_received(rest)
         if connection.codec.eof and self.life.state is WebSocketState.OPEN:
             connection.finish()
+        return False
 
-    async def _refuse(self, message: Message) -> None:
+    def _refuse(self, message: Message) -> bool:
         # ASGI: "If this is sent before the socket is accepted, the server must close the connection with a
         # HTTP 403 error code (Forbidden), and not complete the WebSocket handshake".
         self._answer(403)
+        return False
 
-    async def _start_denial(self, message: Message) -> None:
+    def _start_denial(self, message: Message) -> bool:
         status = message.get("status")
         if not isinstance(status, int) or not 200 <= status <= 999:
             raise AppProtocolError(f"status {status!r} is not that of a final response")
         self.denial = (int(status), check_headers(message.get("headers") or ()))
         self.life.advance(WebSocketMove.DENY)
+        return False
 
-    async def _deny(self, message: Message) -> None:
+    def _deny(self, message: Message) -> bool:
         body = message.get("body", b"")
         if not isinstance(body, (bytes, bytearray, memoryview)):
             raise AppProtocolError(f"body must be bytes, not {type(body).__name__}")
@@ -287,27 +297,28 @@ class WebSocketExchange:
             raise AppProtocolError(head.fault)
         if not more:
             self._complete_denial()
-        elif not self.connection.gate.open:
-            await self.connection.gate.wait_open()
+        return more
 
-    async def _send(self, message: Message) -> None:
-        data, text = message.get("bytes"), message.get("text")
-        if isinstance(data, (bytes, bytearray, memoryview)):
-            frame = self.codec.send_bytes(data if isinstance(data, bytes) else bytes(data))
-        elif data is None and isinstance(text, str):
+    def _send(self, message: Message) -> bool:
+        data = message.get("bytes")
+        if isinstance(data, bytes):
+            frame = self.codec.send_bytes(data)
+        elif isinstance(data, (bytearray, memoryview)):
+            frame = self.codec.send_bytes(bytes(data))
+        elif data is None and isinstance(text := message.get("text"), str):
             frame = self.codec.send_text(text)
         else:
             raise AppProtocolError("websocket.send needs bytes in 'bytes' or a str in 'text'")
         self.connection.write(frame)
         self.record.sent_bytes += len(frame)
-        if not self.connection.gate.open:
-            await self.connection.gate.wait_open()
+        return True
 
-    async def _close_by_app(self, message: Message) -> None:
+    def _close_by_app(self, message: Message) -> bool:
         code, reason = message.get("code", CloseCode.NORMAL), message.get("reason") or ""
         if not isinstance(code, int) or not isinstance(reason, str):
             raise AppProtocolError("websocket.close needs an int in 'code' and a str in 'reason'")
         self._close(code, reason)
+        return False
 
     # Answers and ends
 
@@ -420,7 +431,7 @@ def _disconnect(code: int, reason: str = "") -> Message:
     return {"type": "websocket.disconnect", "code": int(code), "reason": reason}
 
 
-_HANDLERS: dict[tuple[WebSocketState, str], Callable[[WebSocketExchange, Message], Awaitable[None]]] = {
+_HANDLERS: dict[tuple[WebSocketState, str], Callable[[WebSocketExchange, Message], bool]] = {
     (WebSocketState.HANDSHAKE, "websocket.accept"): WebSocketExchange._accept,
     (WebSocketState.HANDSHAKE, "websocket.close"): WebSocketExchange._refuse,
     (WebSocketState.HANDSHAKE, "websocket.http.response.start"): WebSocketExchange._start_denial,

@@ -26,6 +26,7 @@ _TABLES_FROM: Final = 384
 _NUMPY_FROM: Final = 768
 
 _TABLES: Final = [bytes(byte ^ key for byte in range(256)) for key in range(256)]
+_from_bytes = int.from_bytes  # looked up once: the rest of unmasking a short message costs little more
 _Utf8Decoder = getincrementaldecoder("utf-8")
 
 
@@ -56,17 +57,10 @@ class FrameRecogniser:
             The message and the length of its frame; or a PartFrame and the length of its header, when the end
             of the frame has not arrived; or (None, 0), when the end of its header has not; or None.
         """
-        found = self._recognise(data, at, max_size_bytes)
-        if found is None:
-            self.declined += 1
-        return found
-
-    def _recognise(
-        self, data: bytes | bytearray, at: int, max_size_bytes: int
-    ) -> tuple[str | bytes | PartFrame | None, int] | None:
         have = len(data) - at
         kind = data[at]
         if kind != _BINARY and kind != _TEXT:
+            self.declined += 1
             return None
         if have < 2:
             return _NOTHING_YET
@@ -75,12 +69,9 @@ class FrameRecogniser:
             head_bytes = 8 if size == 126 else 14
             if have < head_bytes - 4:
                 return _NOTHING_YET
-            size = int.from_bytes(data[at + 2 : at + head_bytes - 4], "big")
-            # RFC 6455 section 5.2: "the minimal number of bytes MUST be used to encode the length", and of
-            # eight bytes "the most significant bit MUST be 0".
-            if size < 126 or head_bytes == 14 and not 1 << 16 <= size < 1 << 63:
-                return None
+            size = _read_length(data[at + 2 : at + head_bytes - 4])
         if not 0 <= size <= max_size_bytes:
+            self.declined += 1
             return None
         if have < head_bytes:
             return _NOTHING_YET
@@ -88,16 +79,15 @@ class FrameRecogniser:
         end = start + size
         if end > len(data):
             return PartFrame(self, bytes(data[at:start]), size), head_bytes
-        payload = unmask(data[start:end], data[start - 4 : start])
-        if kind == _BINARY:
-            self.recognised += 1
-            return payload, end - at
-        try:
-            text = payload.decode()
-        except UnicodeDecodeError:
-            return None
+        message: bytes | str = unmask(data[start:end], data[start - 4 : start])
+        if kind == _TEXT:
+            try:
+                message = message.decode()
+            except UnicodeDecodeError:
+                self.declined += 1
+                return None
         self.recognised += 1
-        return text, end - at
+        return message, end - at
 
 
 class PartFrame:
@@ -151,12 +141,21 @@ class PartFrame:
         return self._head + unmask(self._payload, self._head[-4:])
 
 
+def _read_length(data: bytes | bytearray) -> int:
+    """The number in two or eight bytes; below 0 when it must not be written so."""
+    size = int.from_bytes(data, "big")
+    # RFC 6455 section 5.2: "the minimal number of bytes MUST be used to encode the length", and of eight bytes
+    # "the most significant bit MUST be 0".
+    least, most = (126, 1 << 16) if len(data) == 2 else (1 << 16, 1 << 63)
+    return size if least <= size < most else -1
+
+
 def unmask(data: bytes | bytearray, key: bytes | bytearray) -> bytes:
     """`data` with each byte combined with that of the four-byte key whose turn it is (RFC 6455 section 5.3)."""
     size = len(data)
     if size < _TABLES_FROM:
         keys = (key * (size // 4 + 1))[:size]
-        return (int.from_bytes(data, "little") ^ int.from_bytes(keys, "little")).to_bytes(size, "little")
+        return (_from_bytes(data, "little") ^ _from_bytes(keys, "little")).to_bytes(size, "little")
     numpy = _load_numpy() if size >= _NUMPY_FROM else None
     if numpy is not None:
         words = numpy.frombuffer(data, numpy.uint64, size // 8) ^ numpy.frombuffer(key * 2, numpy.uint64)

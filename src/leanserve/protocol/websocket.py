@@ -208,7 +208,8 @@ class WebSocketCodec:
         # Whether wsproto has the frame under way. Never half: it gives a message back to nobody.
         self._strict = recogniser is None
         self._part: PartFrame | None = None
-        # What has been received, dealt with up to _at. Mostly one read, and that is not copied.
+        # What has been received, dealt with up to _at, and empty when that is the end. Mostly it is one read,
+        # which need not be copied.
         self._pending: bytes | bytearray = b""
         self._at = 0
         # No list of pieces: a long message that comes byte by byte must not cost fifty times its size.
@@ -222,8 +223,8 @@ class WebSocketCodec:
         """Add bytes from the peer. Those behind its Close or a fault are dropped."""
         if self._ended:
             return
-        if self._at == len(self._pending):
-            self._pending, self._at = data, 0
+        if not self._pending:
+            self._pending = data
         else:
             if isinstance(self._pending, bytes):
                 self._pending = bytearray(self._pending)
@@ -239,7 +240,7 @@ class WebSocketCodec:
     @property
     def drained(self) -> bool:
         """Whether there is certainly no further event before more bytes arrive."""
-        return self._at == len(self._pending) and not self._strict
+        return not self._pending and not self._strict
 
     def next_event(self) -> WebSocketEvent | None:
         """The next event, or None when more bytes are needed, and after Close or an error.
@@ -248,11 +249,13 @@ class WebSocketCodec:
             RemoteProtocolError: the peer broke the protocol; its close_code is the one to close with.
         """
         if not self._strict:
-            event = self._recognise()
+            if not self._pending:
+                return None
+            message = self._recognise() if self._part is None else self._complete(self._part)
             if not self._strict:
-                return event
+                return message
         frame = self._next_frame()
-        while frame is None and self._at < len(self._pending) and not self._ended:
+        while frame is None and self._pending and not self._ended:
             self._frames.receive_bytes(self._take(self._slice_bytes))
             frame = self._next_frame()
         return None if frame is None else self._to_event(frame)
@@ -274,10 +277,6 @@ class WebSocketCodec:
 
     def _recognise(self) -> str | bytes | None:
         """The next message, if it is plain. None without `_strict`: more bytes are needed; with it: wsproto's."""
-        if self._at == len(self._pending):
-            return None
-        if self._part is not None:
-            return self._complete(self._part)
         assert self._recogniser is not None
         found = self._recogniser.recognise_frame(self._pending, self._at, self._max_size_bytes)
         if found is None:
@@ -288,10 +287,11 @@ class WebSocketCodec:
             self._pending, self._at = self._pending[self._at :], 0  # a few bytes must not hold a long read
             return None
         self._go_on(count)
-        if message is None or isinstance(message, str | bytes):
+        if type(message) is bytes or type(message) is str:
             return message
+        assert not isinstance(message, str | bytes | None)
         self._part = message
-        return self._recognise()
+        return self._complete(message)
 
     def _complete(self, part: PartFrame) -> str | bytes | None:
         piece = self._pending[self._at : self._at + part.missing_bytes]
