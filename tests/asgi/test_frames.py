@@ -63,8 +63,9 @@ class Notes:
     def is_idle(self) -> bool:
         return self.idle
 
-    def message_received(self, message: str | bytes) -> None:
+    def message_received(self, message: str | bytes) -> bool:
         self.told.append(message)
+        return self.wanting
 
     def close_received(self, event: Close) -> None:
         self.told.append(event.code)

@@ -28,13 +28,13 @@ class Listener(Protocol):
     """Who is told."""
 
     def wants_more(self) -> bool:
-        """Asked before each event. What has arrived waits, here and in the kernel, until ``go_on()``."""
+        """Asked before each turn. What has arrived waits, here and in the kernel, until ``go_on()``."""
 
     def is_idle(self) -> bool:
         """Whether all messages so far have been dealt with."""
 
-    def message_received(self, message: str | bytes) -> None:
-        """A whole message."""
+    def message_received(self, message: str | bytes) -> bool:
+        """A whole message; the result is as that of ``wants_more()``."""
 
     def close_received(self, event: Close) -> None:
         """The peer's Close; nothing follows."""
@@ -88,8 +88,13 @@ class FrameReader:
     def data_received(self, data: bytes) -> None:
         """Bytes of the peer."""
         self._heartbeat.heard()
-        self._codec.receive(data)
-        if self._turn is None:
+        if self.paused:
+            self._codec.receive(data)  # it waits for go_on() or for the next turn
+            return
+        message = self._codec.receive_message(data)
+        if message is not None and self._listener.message_received(message) and self._codec.drained:
+            self._listener.exhausted()
+        else:
             self._read()
 
     def go_on(self) -> None:
@@ -110,20 +115,21 @@ class FrameReader:
         self._turn = None
         codec, listener = self._codec, self._listener
         pings: list[bytes] = []
-        more = True
+        more = listener.wants_more()
         end = time.monotonic() + _TURN_S
         try:
-            while more := listener.wants_more():
+            while more:
                 event = codec.next_event()
                 if event is None:
                     listener.exhausted()
                     break
-                if type(event) is str or type(event) is bytes:
-                    listener.message_received(event)
-                elif type(event) is Ping:
+                kind = type(event)
+                if kind is bytes or kind is str:
+                    more = listener.message_received(event)
+                elif kind is Ping:
                     del pings[_PONGS_PER_TURN - 1 :]
                     pings.append(event.payload)
-                elif type(event) is Close:
+                elif kind is Close:
                     # RFC 6455 section 5.5.2: a Ping is answered "unless it already received a Close frame".
                     self._answer(pings)
                     pings.clear()

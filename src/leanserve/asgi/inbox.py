@@ -73,11 +73,11 @@ class Inbox:
         self.full = self._bytes > self._limit_bytes
         return message
 
-    def waiter(self) -> asyncio.Future[None]:
+    def waiter(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Done when it makes sense to try again. For one taker each: cancelling the taker cancels it."""
         if self._waiters:
             self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = loop.create_future()
         self._waiters.append(waiter)
         return waiter
 

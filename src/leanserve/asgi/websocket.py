@@ -184,11 +184,13 @@ class WebSocketExchange:
         """The application waits, or cannot receive anything any more."""
         return self.inbox.awaited or self.inbox.last is not None
 
-    def message_received(self, message: str | bytes) -> None:
+    def message_received(self, message: str | bytes) -> bool:
         """A message; one behind our own Close is nobody's."""
-        if self.inbox.last is None:
+        inbox = self.inbox
+        if inbox.last is None:
             kind = "text" if type(message) is str else "bytes"
-            self.inbox.put({"type": "websocket.receive", kind: message}, len(message))
+            inbox.put({"type": "websocket.receive", kind: message}, len(message))
+        return not inbox.full
 
     def close_received(self, event: Close) -> None:
         """RFC 6455 section 5.5.1: answer with a Close, "typically echoing the status code", then close."""
@@ -220,7 +222,7 @@ class WebSocketExchange:
         while (message := inbox.take()) is None:
             reader.settle()
             if inbox.last is None:
-                await inbox.waiter()
+                await inbox.waiter(self.task.get_loop())
         if reader.paused:
             reader.go_on()
         return message

@@ -232,6 +232,18 @@ class WebSocketCodec:
             self._at = 0
             self._pending += data
 
+    def receive_message(self, data: bytes) -> str | bytes | None:
+        """Add bytes from the peer; the message, when they are one plain frame and nothing else is under way.
+
+        Most reads are that: this is :meth:`receive` and :meth:`next_event` in one step. None says nothing
+        about what next_event will find.
+        """
+        if self._strict or self._pending or self._part is not None or self._ended or not data:
+            self.receive(data)
+            return None
+        self._pending = data
+        return self._recognise()
+
     @property
     def pending_bytes(self) -> int:
         """Bytes received and not yet looked at."""
@@ -283,10 +295,13 @@ class WebSocketCodec:
             self._strict = True
             return None
         message, count = found
-        if not count:
+        if count == len(self._pending):
+            self._pending = b""  # the usual case, by itself for speed
+        elif not count:
             self._pending, self._at = self._pending[self._at :], 0  # a few bytes must not hold a long read
             return None
-        self._go_on(count)
+        else:
+            self._go_on(count)
         if type(message) is bytes or type(message) is str:
             return message
         assert not isinstance(message, str | bytes | None)
