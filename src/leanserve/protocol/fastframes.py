@@ -25,6 +25,9 @@ _NOTHING_YET: Final = (None, 0)
 _TABLES_FROM: Final = 384
 _NUMPY_FROM: Final = 768
 
+# Pieces of a long frame below this size are put together.
+_SMALL_PIECE: Final = 4096
+
 _TABLES: Final = [bytes(byte ^ key for byte in range(256)) for key in range(256)]
 _from_bytes = int.from_bytes  # looked up once: the rest of unmasking a short message costs little more
 _Utf8Decoder = getincrementaldecoder("utf-8")
@@ -79,15 +82,17 @@ class FrameRecogniser:
         end = start + size
         if end > len(data):
             return PartFrame(self, bytes(data[at:start]), size), head_bytes
-        message: bytes | str = unmask(data[start:end], data[start - 4 : start])
-        if kind == _TEXT:
-            try:
-                message = message.decode()
-            except UnicodeDecodeError:
-                self.declined += 1
-                return None
+        payload = unmask(data, start, end, data[start - 4 : start])
+        if kind == _BINARY:
+            self.recognised += 1
+            return payload, end - at
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError:
+            self.declined += 1
+            return None
         self.recognised += 1
-        return message, end - at
+        return text, end - at
 
 
 class PartFrame:
@@ -99,29 +104,32 @@ class PartFrame:
         size_bytes: of the payload.
     """
 
-    __slots__ = ("_decoder", "_head", "_payload", "_recogniser", "missing_bytes")
+    __slots__ = ("_decoder", "_head", "_pieces", "_recogniser", "_size_bytes", "missing_bytes")
 
     def __init__(self, recogniser: FrameRecogniser, head: bytes, size_bytes: int) -> None:
         self._recogniser = recogniser
         self._head = head
-        self._payload = bytearray()
         self._decoder = _Utf8Decoder() if head[0] == _TEXT else None
+        self._size_bytes = size_bytes
+        self._pieces: list[bytes] = []
         #: How much of the payload is still to come.
         self.missing_bytes = size_bytes
 
-    def add(self, data: bytes | bytearray) -> str | bytes | PartFrame | None:
-        """Take in more of the payload, at most `missing_bytes`.
+    def add(self, data: bytes | bytearray, start: int, end: int) -> str | bytes | PartFrame | None:
+        """Take in more of the payload, at most `missing_bytes`: ``data[start:end]``.
 
         Returns:
             The message when that was the rest of it; this frame when more is to come; None when it is not
             plain after all, see :meth:`give_back`.
         """
-        payload = self._payload
-        turned = len(payload) & 3
+        turned = (self._size_bytes - self.missing_bytes) & 3
         key = self._head[-4:]
-        piece = unmask(data, key[turned:] + key[:turned])
-        payload += piece
-        self.missing_bytes -= len(data)
+        piece = unmask(data, start, end, key[turned:] + key[:turned])
+        self.missing_bytes -= end - start
+        if self._pieces and len(self._pieces[-1]) < _SMALL_PIECE:
+            self._pieces[-1] += piece  # a message that comes byte by byte must not cost fifty times its size
+        else:
+            self._pieces.append(piece)
         try:
             if self.missing_bytes:
                 if self._decoder is not None:
@@ -129,7 +137,8 @@ class PartFrame:
                     # the end, from all bytes at once: in pieces it could take four times the memory.
                     self._decoder.decode(piece)
                 return self
-            message = bytes(payload) if self._decoder is None else payload.decode()
+            payload = b"".join(self._pieces)
+            message = payload if self._decoder is None else payload.decode()
         except UnicodeDecodeError:
             self._recogniser.declined += 1
             return None
@@ -138,7 +147,8 @@ class PartFrame:
 
     def give_back(self) -> bytes:
         """The frame as it came, so far. Masking is its own inverse (RFC 6455 section 5.3)."""
-        return self._head + unmask(self._payload, self._head[-4:])
+        payload = b"".join(self._pieces)
+        return self._head + unmask(payload, 0, len(payload), self._head[-4:])
 
 
 def _read_length(data: bytes | bytearray) -> int:
@@ -150,21 +160,35 @@ def _read_length(data: bytes | bytearray) -> int:
     return size if least <= size < most else -1
 
 
-def unmask(data: bytes | bytearray, key: bytes | bytearray) -> bytes:
-    """`data` with each byte combined with that of the four-byte key whose turn it is (RFC 6455 section 5.3)."""
-    size = len(data)
+def unmask(data: bytes | bytearray, start: int, end: int, key: bytes | bytearray) -> bytes:
+    """``data[start:end]``, each byte combined with that of the four of the key whose turn it is.
+
+    RFC 6455 section 5.3: octet i is combined with octet i MOD 4 of the key.
+    """
+    size = end - start
     if size < _TABLES_FROM:
         keys = (key * (size // 4 + 1))[:size]
-        return (_from_bytes(data, "little") ^ _from_bytes(keys, "little")).to_bytes(size, "little")
+        return (_from_bytes(data[start:end], "little") ^ _from_bytes(keys, "little")).to_bytes(size, "little")
     numpy = _load_numpy() if size >= _NUMPY_FROM else None
     if numpy is not None:
-        words = numpy.frombuffer(data, numpy.uint64, size // 8) ^ numpy.frombuffer(key * 2, numpy.uint64)
-        rest = size & 7
-        return b"".join((words, unmask(data[-rest:], key) if rest else b""))
-    result = bytearray(data)
+        return _unmask_words(numpy, data, start, end, key)
+    result = bytearray(data[start:end])
     for turn in range(4):
         result[turn::4] = result[turn::4].translate(_TABLES[key[turn]])
     return bytes(result)
+
+
+def _unmask_words(numpy: Any, data: bytes | bytearray, start: int, end: int, key: bytes | bytearray) -> bytes:
+    """unmask() eight bytes at a time. It begins at a multiple of eight, which may be a little before `start`."""
+    before = start & 7
+    first = start - before
+    turned = -before & 3
+    count = (end - first) // 8
+    keys = numpy.frombuffer((key[turned:] + key[:turned]) * 2, numpy.uint64)
+    words = memoryview(numpy.frombuffer(data, numpy.uint64, count, first) ^ keys).cast("B")
+    rest = first + count * 8
+    turned = (rest - start) & 3
+    return b"".join((words[before:], unmask(data, rest, end, key[turned:] + key[:turned])))
 
 
 @cache

@@ -309,9 +309,10 @@ class WebSocketCodec:
         return self._complete(message)
 
     def _complete(self, part: PartFrame) -> str | bytes | None:
-        piece = self._pending[self._at : self._at + part.missing_bytes]
-        self._go_on(len(piece))
-        message = part.add(piece)
+        pending, start = self._pending, self._at
+        end = min(len(pending), start + part.missing_bytes)
+        self._go_on(end - start)
+        message = part.add(pending, start, end)
         if message is part:
             return None
         self._part = None
