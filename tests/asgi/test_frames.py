@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from leanserve.asgi.frames import FrameReader
 from leanserve.asgi.heartbeat import Heartbeat
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.deflate import negotiate_deflate
+from leanserve.protocol.fastframes import FrameRecogniser
 from leanserve.protocol.websocket import Close, WebSocketCodec
 from leanserve.transport.flow import WriteGate
 from ws_frames import BINARY, PING, PONG, TEXT, close, deflated, frame, parse
@@ -77,9 +79,19 @@ class Notes:
         self.exhausted_count += 1
 
 
+RECOGNISER: FrameRecogniser | None = None
+
+
+@pytest.fixture(autouse=True, params=["recognised", "strict"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways: with the recogniser in front of wsproto, and without."""
+    recogniser = FrameRecogniser() if request.param == "recognised" else None
+    monkeypatch.setattr(sys.modules[__name__], "RECOGNISER", recogniser)
+
+
 def new(size: int = 1 << 24, **facts: Any) -> tuple[FrameReader, MemoryConnection, Notes]:
     connection, notes = MemoryConnection(), Notes()
-    codec = WebSocketCodec(max_size_bytes=size, max_fragments=10_000, **facts)
+    codec = WebSocketCodec(max_size_bytes=size, max_fragments=10_000, recogniser=RECOGNISER, **facts)
     heartbeat = Heartbeat(20, 20)
     return FrameReader(connection, codec, heartbeat, notes), connection, notes  # type: ignore[arg-type]
 
@@ -234,7 +246,7 @@ def test_a_fault_is_told_at_the_deadline_at_the_latest() -> None:
 
 
 def test_nothing_is_answered_behind_our_close() -> None:
-    codec = WebSocketCodec(max_size_bytes=100, max_fragments=10)
+    codec = WebSocketCodec(max_size_bytes=100, max_fragments=10, recogniser=RECOGNISER)
     connection, notes = MemoryConnection(), Notes()
     reader = FrameReader(connection, codec, Heartbeat(20, 20), notes)  # type: ignore[arg-type]
     codec.close()

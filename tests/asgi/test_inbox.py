@@ -7,6 +7,14 @@ import asyncio
 import pytest
 
 from leanserve.asgi.inbox import Inbox
+from leanserve.asgi.messages import Message
+
+
+async def take(inbox: Inbox) -> Message:
+    """The next message; waits for one."""
+    while (message := inbox.take()) is None:
+        await inbox.waiter(asyncio.get_running_loop())
+    return message
 
 
 def test_order_then_the_last_word_for_ever() -> None:
@@ -16,11 +24,11 @@ def test_order_then_the_last_word_for_ever() -> None:
         inbox.put({"type": "b"})
         inbox.end({"type": "end", "code": 1})
         inbox.end({"type": "end", "code": 2})
-        taken = [await inbox.take() for _ in range(4)]
+        taken = [await take(inbox) for _ in range(4)]
         assert [m["type"] for m in taken] == ["a", "b", "end", "end"]
         assert taken[3]["code"] == 1
         taken[3]["code"] = 7  # what the application does to its message is not ours
-        assert (await inbox.take())["code"] == 1
+        assert (await take(inbox))["code"] == 1
 
     asyncio.run(main())
 
@@ -29,7 +37,7 @@ def test_waiting() -> None:
     async def main() -> None:
         inbox = Inbox(100)
         assert not inbox.awaited
-        takers = [asyncio.ensure_future(inbox.take()) for _ in range(3)]
+        takers = [asyncio.ensure_future(take(inbox)) for _ in range(3)]
         await asyncio.sleep(0)
         assert inbox.awaited
         inbox.put({"type": "a"})
@@ -49,10 +57,26 @@ def test_a_cancelled_wait_loses_nothing() -> None:
         inbox = Inbox(100)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await inbox.take()
+                await take(inbox)
         assert not inbox.awaited
         inbox.put({"type": "a"})
-        assert (await inbox.take())["type"] == "a"
+        assert (await take(inbox))["type"] == "a"
+
+    asyncio.run(main())
+
+
+def test_cancelled_waits_leave_nothing() -> None:
+    async def main() -> None:
+        inbox = Inbox(100)
+        patient = asyncio.ensure_future(take(inbox))
+        for _ in range(100):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await take(inbox)
+        assert inbox.awaited
+        assert len(inbox._waiters) < 4
+        inbox.put({"type": "a"})
+        assert (await patient)["type"] == "a"
 
     asyncio.run(main())
 
@@ -64,7 +88,7 @@ def test_full_is_in_bytes_and_empty_messages_count() -> None:
         assert not inbox.full
         inbox.put({}, 2000)
         assert inbox.full
-        await inbox.take()
+        await take(inbox)
         assert not inbox.full
         for _ in range(100):
             inbox.put({})
@@ -72,6 +96,6 @@ def test_full_is_in_bytes_and_empty_messages_count() -> None:
         inbox.end({"type": "end"}, at_once=True)
         assert not inbox.full
         assert inbox.empty
-        assert (await inbox.take())["type"] == "end"
+        assert (await take(inbox))["type"] == "end"
 
     asyncio.run(main())

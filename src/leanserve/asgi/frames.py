@@ -88,13 +88,15 @@ class FrameReader:
     def data_received(self, data: bytes) -> None:
         """Bytes of the peer."""
         self._heartbeat.heard()
-        if self.paused:
-            self._codec.receive(data)  # it waits for go_on() or for the next turn
-            return
-        message = self._codec.receive_message(data)
-        if message is not None and self._listener.message_received(message) and self._codec.drained:
-            self._listener.exhausted()
+        codec, listener = self._codec, self._listener
+        if self.paused or not listener.wants_more():
+            codec.receive(data)
         else:
+            message = codec.receive_message(data)
+            if message is not None and listener.message_received(message) and codec.drained:
+                listener.exhausted()
+                return
+        if self._turn is None:
             self._read()
 
     def go_on(self) -> None:
@@ -123,13 +125,12 @@ class FrameReader:
                 if event is None:
                     listener.exhausted()
                     break
-                kind = type(event)
-                if kind is bytes or kind is str:
+                if type(event) is bytes or type(event) is str:
                     more = listener.message_received(event)
-                elif kind is Ping:
+                elif type(event) is Ping:
                     del pings[_PONGS_PER_TURN - 1 :]
                     pings.append(event.payload)
-                elif kind is Close:
+                elif type(event) is Close:
                     # RFC 6455 section 5.5.2: a Ping is answered "unless it already received a Close frame".
                     self._answer(pings)
                     pings.clear()

@@ -223,6 +223,7 @@ class WebSocketExchange:
             reader.settle()
             if inbox.last is None:
                 await inbox.waiter(self.task.get_loop())
+                self.connection.gate.begin_turn()
         if reader.paused:
             reader.go_on()
         return message
@@ -304,15 +305,16 @@ class WebSocketExchange:
     def _send(self, message: Message) -> bool:
         data = message.get("bytes")
         if isinstance(data, bytes):
-            frame = self.codec.send_bytes(data)
+            pieces = self.codec.send_bytes(data)
         elif isinstance(data, (bytearray, memoryview)):
-            frame = self.codec.send_bytes(bytes(data))
+            pieces = self.codec.send_bytes(bytes(data))
         elif data is None and isinstance(text := message.get("text"), str):
-            frame = self.codec.send_text(text)
+            pieces = self.codec.send_text(text)
         else:
             raise AppProtocolError("websocket.send needs bytes in 'bytes' or a str in 'text'")
-        self.connection.write(frame)
-        self.record.sent_bytes += len(frame)
+        for piece in pieces:
+            self.connection.write(piece)
+            self.record.sent_bytes += len(piece)
         return True
 
     def _close_by_app(self, message: Message) -> bool:

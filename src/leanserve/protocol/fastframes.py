@@ -104,7 +104,7 @@ class PartFrame:
         size_bytes: of the payload.
     """
 
-    __slots__ = ("_decoder", "_head", "_pieces", "_recogniser", "_size_bytes", "missing_bytes")
+    __slots__ = ("_decoder", "_head", "_pieces", "_recogniser", "_size_bytes", "missing_bytes", "plain")
 
     def __init__(self, recogniser: FrameRecogniser, head: bytes, size_bytes: int) -> None:
         self._recogniser = recogniser
@@ -114,14 +114,12 @@ class PartFrame:
         self._pieces: list[bytes] = []
         #: How much of the payload is still to come.
         self.missing_bytes = size_bytes
+        #: Whether it still may be plain. If not, the strict way has to be given what came: :meth:`give_back`.
+        self.plain = True
 
-    def add(self, data: bytes | bytearray, start: int, end: int) -> str | bytes | PartFrame | None:
-        """Take in more of the payload, at most `missing_bytes`: ``data[start:end]``.
-
-        Returns:
-            The message when that was the rest of it; this frame when more is to come; None when it is not
-            plain after all, see :meth:`give_back`.
-        """
+    def add(self, data: bytes | bytearray, start: int, end: int) -> str | bytes | None:
+        """Take in more of the payload, at most `missing_bytes`: ``data[start:end]``. The message, if that was
+        the rest of it and it is plain."""
         turned = (self._size_bytes - self.missing_bytes) & 3
         key = self._head[-4:]
         piece = unmask(data, start, end, key[turned:] + key[:turned])
@@ -136,10 +134,11 @@ class PartFrame:
                     # What is wrong is told before the end, as the strict way does. The text itself is made at
                     # the end, from all bytes at once: in pieces it could take four times the memory.
                     self._decoder.decode(piece)
-                return self
+                return None
             payload = b"".join(self._pieces)
             message = payload if self._decoder is None else payload.decode()
         except UnicodeDecodeError:
+            self.plain = False
             self._recogniser.declined += 1
             return None
         self._recogniser.recognised += 1
@@ -154,21 +153,22 @@ class PartFrame:
 def _read_length(data: bytes | bytearray) -> int:
     """The number in two or eight bytes; below 0 when it must not be written so."""
     size = int.from_bytes(data, "big")
-    # RFC 6455 section 5.2: "the minimal number of bytes MUST be used to encode the length", and of eight bytes
-    # "the most significant bit MUST be 0".
+    # RFC 6455 section 5.2: "the minimal number of bytes MUST be used to encode the length", and of eight
+    # bytes "the most significant bit MUST be 0".
     least, most = (126, 1 << 16) if len(data) == 2 else (1 << 16, 1 << 63)
     return size if least <= size < most else -1
 
 
 def unmask(data: bytes | bytearray, start: int, end: int, key: bytes | bytearray) -> bytes:
-    """``data[start:end]``, each byte combined with that of the four of the key whose turn it is.
+    """``data[start:end]`` without its mask.
 
     RFC 6455 section 5.3: octet i is combined with octet i MOD 4 of the key.
     """
     size = end - start
     if size < _TABLES_FROM:
         keys = (key * (size // 4 + 1))[:size]
-        return (_from_bytes(data[start:end], "little") ^ _from_bytes(keys, "little")).to_bytes(size, "little")
+        mixed = _from_bytes(data[start:end], "little") ^ _from_bytes(keys, "little")
+        return mixed.to_bytes(size, "little")
     numpy = _load_numpy() if size >= _NUMPY_FROM else None
     if numpy is not None:
         return _unmask_words(numpy, data, start, end, key)
@@ -178,8 +178,10 @@ def unmask(data: bytes | bytearray, start: int, end: int, key: bytes | bytearray
     return bytes(result)
 
 
-def _unmask_words(numpy: Any, data: bytes | bytearray, start: int, end: int, key: bytes | bytearray) -> bytes:
-    """unmask() eight bytes at a time. It begins at a multiple of eight, which may be a little before `start`."""
+def _unmask_words(
+    numpy: Any, data: bytes | bytearray, start: int, end: int, key: bytes | bytearray
+) -> bytes:
+    """unmask() eight bytes at a time, from a multiple of eight on, which may be a little before `start`."""
     before = start & 7
     first = start - before
     turned = -before & 3

@@ -55,6 +55,8 @@ _TEXT_HEADS: Final = [bytes((0x80 | Opcode.TEXT, size)) for size in range(126)]
 _BINARY_HEADS: Final = [bytes((0x80 | Opcode.BINARY, size)) for size in range(126)]
 _HEAD_16: Final = Struct("!BBH")
 _HEAD_64: Final = Struct("!BBQ")
+# Below this size, copying a payload costs less than a second write.
+_COPIED_BYTES: Final = 262144
 
 _NO_RSV: Final = RsvBits(False, False, False)
 
@@ -121,7 +123,7 @@ class _Bounds(Extension):
         self._message_bytes = 0
         self._frame_bytes: int | None = None
         self._in_control = False
-        #: What wsproto has been given of the frame under way, if it is given no more than one frame at a time.
+        #: What wsproto has been given of the frame under way, if it is given one frame at a time.
         self.fed_bytes = 0
 
     def enabled(self) -> bool:
@@ -137,7 +139,7 @@ class _Bounds(Extension):
 
     @property
     def missing_bytes(self) -> int:
-        """How much of the frame under way wsproto has not been given; no more than that, while it is unknown."""
+        """How much of the frame under way wsproto has not been given; or less, while that is unknown."""
         size = self._frame_bytes
         if size is None:
             return (_SHORT_HEADER if self.fed_bytes < _SHORT_HEADER else _LONG_HEADER) - self.fed_bytes
@@ -288,7 +290,7 @@ class WebSocketCodec:
             self._pending, self._at = b"", 0
 
     def _recognise(self) -> str | bytes | None:
-        """The next message, if it is plain. None without `_strict`: more bytes are needed; with it: wsproto's."""
+        """The next message, if it is plain. None: it is wsproto's, if that is `_strict`, or not all here."""
         assert self._recogniser is not None
         found = self._recogniser.recognise_frame(self._pending, self._at, self._max_size_bytes)
         if found is None:
@@ -313,7 +315,7 @@ class WebSocketCodec:
         end = min(len(pending), start + part.missing_bytes)
         self._go_on(end - start)
         message = part.add(pending, start, end)
-        if message is part:
+        if message is None and part.plain:
             return None
         self._part = None
         if message is None:
@@ -371,18 +373,26 @@ class WebSocketCodec:
 
     # Sending
 
-    def send_text(self, text: str) -> bytes:
-        """A whole text message. Raises AppProtocolError for what UTF-8 cannot say (lone surrogates)."""
+    def send_text(self, text: str) -> tuple[bytes, ...]:
+        """A whole text message, in pieces: copying a large payload behind its header costs more than a write.
+
+        Raises:
+            AppProtocolError: what UTF-8 cannot say (lone surrogates).
+        """
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
             # RFC 6455 section 5.6: "The "Payload data" is text data encoded as UTF-8."
             raise AppProtocolError(f"text message is not valid Unicode: {error}") from error
-        return bytes(self._frames.send_data(text)) if self._compressed else _head(_TEXT_HEADS, len(data)) + data
+        if self._compressed:
+            return (bytes(self._frames.send_data(text)),)
+        return _build_frame(_TEXT_HEADS, data)
 
-    def send_bytes(self, data: bytes) -> bytes:
-        """A whole binary message."""
-        return bytes(self._frames.send_data(data)) if self._compressed else _head(_BINARY_HEADS, len(data)) + data
+    def send_bytes(self, data: bytes) -> tuple[bytes, ...]:
+        """A whole binary message, in pieces as above."""
+        if self._compressed:
+            return (bytes(self._frames.send_data(data)),)
+        return _build_frame(_BINARY_HEADS, data)
 
     def ping(self, payload: bytes = b"") -> bytes:
         """A ping; the payload has at most 125 bytes. Nothing once a Close has been sent."""
@@ -408,13 +418,15 @@ class WebSocketCodec:
         return bytes(data)
 
 
-def _head(heads: list[bytes], size: int) -> bytes:
-    """RFC 6455 section 5.2: the header of an unmasked frame. `heads` are those of the short ones."""
+def _build_frame(heads: list[bytes], data: bytes) -> tuple[bytes, ...]:
+    """An unmasked, unfragmented frame (RFC 6455 section 5.2). `heads` are the headers of short ones."""
+    size = len(data)
     if size < 126:
-        return heads[size]
+        return (heads[size] + data,)
     if size < 65536:
-        return _HEAD_16.pack(heads[0][0], 126, size)
-    return _HEAD_64.pack(heads[0][0], 127, size)
+        return (_HEAD_16.pack(heads[0][0], 126, size) + data,)
+    head = _HEAD_64.pack(heads[0][0], 127, size)
+    return (head + data,) if size < _COPIED_BYTES else (head, data)
 
 
 def _may_be_sent(code: int) -> bool:

@@ -61,6 +61,10 @@ class WriteGate:
                 self._close(_RESTING)
                 self._call_soon(self._rested)
 
+    def begin_turn(self) -> None:
+        """The sender has waited for something else: others have had their turn."""
+        self._credit = _TURN_BYTES
+
     def _rested(self) -> None:
         self._open(_RESTING)
 
