@@ -18,7 +18,7 @@ def beats(beat: Heartbeat, until: float, *, answers: bool, reading: bool = True)
         if due is Beat.DEAD:
             break
         if due is Beat.PING and answers:
-            beat.heard()
+            beat.silent = False
     return seen
 
 
@@ -47,14 +47,14 @@ def test_a_timeout_longer_than_the_interval() -> None:
 def test_any_byte_is_life() -> None:
     beat = new(20, 5)
     assert beat.look(120, reading=True) is Beat.PING
-    beat.heard()
+    beat.silent = False
     assert beat.look(125, reading=True) is Beat.NOTHING
     assert beat.next_look == 140
 
 
 def test_what_came_before_the_ping_is_no_answer() -> None:
     beat = new(20, 5)
-    beat.heard()
+    beat.silent = False
     assert beat.look(120, reading=True) is Beat.PING
     assert beat.look(125, reading=True) is Beat.NOTHING
     assert beat.look(126, reading=True) is Beat.DEAD
@@ -64,7 +64,7 @@ def test_life_at_the_last_look() -> None:
     beat = new(20, 5)
     beat.look(120, reading=True)
     assert beat.look(125, reading=True) is Beat.NOTHING
-    beat.heard()
+    beat.silent = False
     assert beat.look(126, reading=True) is Beat.NOTHING
 
 
@@ -73,7 +73,7 @@ def test_a_loop_that_stood_still_declares_nobody_dead() -> None:
     beat.look(120, reading=True)
     beat.look(125, reading=True)
     assert beat.look(170, reading=True) is not Beat.DEAD  # 44 s late: nothing was read meanwhile
-    beat.heard()
+    beat.silent = False
     assert Beat.DEAD not in [due for _, due in beats(beat, 180, answers=True)]
 
 

@@ -87,7 +87,7 @@ class FrameReader:
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the peer."""
-        self._heartbeat.heard()
+        self._heartbeat.silent = False
         codec, listener = self._codec, self._listener
         if self.paused or not listener.wants_more():
             codec.receive(data)

@@ -30,23 +30,20 @@ class Heartbeat:
         timeout_s: silence allowed behind a ping; None or 0 allows any.
     """
 
-    __slots__ = ("_interval_s", "_last_look", "_ping_at", "_pong_by", "_silent", "_timeout_s")
+    __slots__ = ("_interval_s", "_last_look", "_ping_at", "_pong_by", "_timeout_s", "silent")
 
     def __init__(self, interval_s: float | None, timeout_s: float | None) -> None:
         self._interval_s = interval_s or inf
         self._timeout_s = timeout_s or inf
         self._ping_at = inf
         self._pong_by = inf
-        self._silent = False
+        #: Whether nothing has come since the last ping. Whoever reads bytes of the peer sets it to False.
+        self.silent = False
         self._last_look = False
 
     def start(self, now: float) -> None:
         """The WebSocket opened at loop time `now`."""
         self._ping_at = now + self._interval_s
-
-    def heard(self) -> None:
-        """Bytes of the peer have arrived."""
-        self._silent = False
 
     @property
     def next_look(self) -> float:
@@ -62,7 +59,7 @@ class Heartbeat:
                 receive, its peer's silence says nothing.
         """
         if now >= self._pong_by:
-            if not self._silent or not reading:
+            if not self.silent or not reading:
                 self._pong_by = inf
             elif self._last_look and now - self._pong_by < _LAST_LOOK_S:
                 return Beat.DEAD
@@ -72,8 +69,8 @@ class Heartbeat:
         if now < self._ping_at:
             return Beat.NOTHING
         self._ping_at = now + self._interval_s
-        if not self._silent or self._pong_by == inf:
-            self._silent = True
+        if not self.silent or self._pong_by == inf:
+            self.silent = True
             self._last_look = False
             self._pong_by = now + self._timeout_s
         return Beat.PING

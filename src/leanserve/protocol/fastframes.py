@@ -76,11 +76,11 @@ class FrameRecogniser:
         if not 0 <= size <= max_size_bytes:
             self.declined += 1
             return None
-        if have < head_bytes:
-            return _NOTHING_YET
         start = at + head_bytes
         end = start + size
         if end > len(data):
+            if have < head_bytes:
+                return _NOTHING_YET
             return PartFrame(self, bytes(data[at:start]), size), head_bytes
         payload = unmask(data, start, end, data[start - 4 : start])
         if kind == _BINARY:
