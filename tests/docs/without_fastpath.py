@@ -1,4 +1,4 @@
-"""A pytest plugin, ``-p docs.without_fastpath``: leanserve as if protocol/fastpath.py had been deleted."""
+"""A pytest plugin, ``-p docs.without_fastpath``: leanserve without protocol/fastpath.py and fastframes.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,21 @@ class ResponseEncoder:
         """Nothing is plain."""
 
 
-_stand_in = types.ModuleType("leanserve.protocol.fastpath")
-_stand_in.Recogniser = Recogniser  # type: ignore[attr-defined]
-_stand_in.ResponseEncoder = ResponseEncoder  # type: ignore[attr-defined]
-sys.modules[_stand_in.__name__] = _stand_in
+class FrameRecogniser:
+    """Declines everything."""
+
+    recognised = declined = 0
+
+    def recognise_frame(self, data: bytes, at: int, max_size_bytes: int) -> None:
+        """Nothing is plain."""
+
+
+def _put_in_place_of(name: str, *kinds: type) -> None:
+    stand_in = types.ModuleType(name)
+    for kind in kinds:
+        setattr(stand_in, kind.__name__, kind)
+    sys.modules[name] = stand_in
+
+
+_put_in_place_of("leanserve.protocol.fastpath", Recogniser, ResponseEncoder)
+_put_in_place_of("leanserve.protocol.fastframes", FrameRecogniser)

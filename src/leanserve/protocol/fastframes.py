@@ -28,7 +28,6 @@ _NUMPY_FROM: Final = 768
 # Pieces of a long frame below this size are put together.
 _SMALL_PIECE: Final = 4096
 
-_TABLES: Final = [bytes(byte ^ key for byte in range(256)) for key in range(256)]
 _from_bytes = int.from_bytes  # looked up once: the rest of unmasking a short message costs little more
 _Utf8Decoder = getincrementaldecoder("utf-8")
 
@@ -174,7 +173,7 @@ def unmask(data: bytes | bytearray, start: int, end: int, key: bytes | bytearray
         return _unmask_words(numpy, data, start, end, key)
     result = bytearray(data[start:end])
     for turn in range(4):
-        result[turn::4] = result[turn::4].translate(_TABLES[key[turn]])
+        result[turn::4] = result[turn::4].translate(_table(key[turn]))
     return bytes(result)
 
 
@@ -191,6 +190,12 @@ def _unmask_words(
     rest = first + count * 8
     turned = (rest - start) & 3
     return b"".join((words[before:], unmask(data, rest, end, key[turned:] + key[:turned])))
+
+
+@cache
+def _table(key: int) -> bytes:
+    """What each byte becomes under one octet of a key."""
+    return bytes(byte ^ key for byte in range(256))
 
 
 @cache
