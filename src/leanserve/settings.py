@@ -98,7 +98,7 @@ class HttpSettings(Frozen):
         (), "NAME:VALUE to add to every response; may be repeated.", separators="\n"
     )
     fastpath: bool = option(
-        True, "Recognise plain requests in front of h11; what goes over the wire is the same."
+        True, "Recognise plain requests and WebSocket frames; what goes over the wire is the same."
     )
 
 

@@ -98,3 +98,18 @@ def test_without_a_loop_there_are_no_turns() -> None:
     gate = WriteGate()
     gate.spend(1 << 30)
     assert gate.open
+
+
+def test_who_waits_for_something_else_begins_a_new_turn() -> None:
+    later: list[Callable[[], None]] = []
+    gate = WriteGate(later.append)
+    for _ in range(100):
+        gate.spend(200_000)
+        assert gate.open
+        gate.begin_turn()
+    gate.spend(200_000)
+    gate.spend(200_000)
+    gate.begin_turn()
+    assert not gate.open, "a rest that has begun is taken"
+    later.pop()()
+    assert gate.open
