@@ -71,12 +71,14 @@ def test_in_a_running_loop() -> None:
             assert repr(server).startswith("<Server http://127.0.0.1:")
             async with httpx.AsyncClient() as client:
                 assert (await client.get(server.urls[0])).text == "hello"
+            assert server.statistics()["heads_recognised"] == 1
             with pytest.raises(RuntimeError, match="runs already"):
                 async with server.running():
                     pass
             assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
             assert logging.getLogger("leanserve").handlers == logging_before
         assert server.addresses == ()
+        assert server.statistics() == {}
         assert repr(server) == "<Server stopped>"
 
     asyncio.run(scenario())

@@ -31,6 +31,8 @@ from leanserve.settings import Settings
 if TYPE_CHECKING:
     import asyncio
 
+    from leanserve.worker.worker import Worker
+
 __all__ = ["Server", "check_early", "run_supervised"]
 
 Address = tuple[str, int] | str
@@ -53,6 +55,7 @@ class Server:
         self.settings = Settings.build(**settings)
         self._listeners: Listeners | None = None
         self._thread: _Thread | None = None
+        self._worker: Worker | None = None
 
     def __repr__(self) -> str:
         return f"<Server {' '.join(self.urls) or 'stopped'}>"
@@ -68,6 +71,11 @@ class Server:
         if self._listeners is None:
             return ()
         return tuple(self._listeners.describe(tls=_uses_tls(self.settings)))
+
+    def statistics(self) -> dict[str, int]:
+        """Counts of the worker in this process while it runs (``worker.Worker.statistics``): what is connected
+        and running, and how much of the traffic the fast path has taken. Empty otherwise."""
+        return {} if self._worker is None else self._worker.statistics()
 
     # In processes
 
@@ -140,7 +148,7 @@ class Server:
         try:
             worker = Worker(app, self.settings, listeners.sockets(0))
             await worker.start()
-            self._listeners = listeners
+            self._listeners, self._worker = listeners, worker
             try:
                 yield self
             finally:
@@ -148,7 +156,7 @@ class Server:
                 with anyio.CancelScope(shield=True):
                     await worker.drain()
         finally:
-            self._listeners = None
+            self._listeners = self._worker = None
             listeners.close()
 
     def _check_alone(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -26,12 +27,29 @@ LIMIT = 70_000
 def _unmasking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With numpy and without."""
     if request.param == "numpy":
-        pytest.importorskip("numpy")
+        pytest.importorskip("numpy")  # which imports it
     else:
         monkeypatch.setitem(sys.modules, "numpy", None)  # importing it fails
-    fastframes._load_numpy.cache_clear()
+    fastframes._begin_import.cache_clear()
     yield
-    fastframes._load_numpy.cache_clear()
+    fastframes._begin_import.cache_clear()
+
+
+def test_numpy_is_loaded_by_the_first_large_frame_and_not_in_its_way() -> None:
+    pytest.importorskip("numpy")
+    script = (
+        "import sys, time\n"
+        "from leanserve.protocol.fastframes import unmask\n"
+        "assert unmask(bytes(700), 0, 700, b'abcd') == b'abcd' * 175\n"
+        "assert 'numpy' not in sys.modules\n"
+        "assert unmask(bytes(800), 0, 800, b'abcd') == b'abcd' * 200\n"
+        "end = time.monotonic() + 30\n"
+        "while not hasattr(sys.modules.get('numpy'), 'frombuffer') and time.monotonic() < end:\n"
+        "    time.sleep(0.01)\n"
+        "assert unmask(bytes(800), 0, 800, b'abcd') == b'abcd' * 200\n"
+        "assert 'numpy' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def new(

@@ -141,6 +141,25 @@ def test_default_headers_can_be_switched_off(loop: str) -> None:
     run(loop, main)
 
 
+def test_statistics_and_the_debug_line_tell_of_the_fast_path(
+    loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with serving(hello) as worker:
+            await fetch(worker, CLOSE)
+            await fetch(worker, CLOSE.replace(b"\r\n\r\n", b"\r\nTE: trailers\r\n\r\n"))
+            counts = worker.statistics()
+            assert (counts["heads_recognised"], counts["heads_declined"]) == (1, 1)
+            assert (counts["frames_recognised"], counts["frames_declined"]) == (0, 0)
+            with caplog.at_level("DEBUG", logger="leanserve"):
+                worker._tell_fastpath()
+                worker._tell_fastpath()
+        told = [record.getMessage() for record in caplog.records if "plain" in record.getMessage()]
+        assert told == ["1 request heads were not plain; in the last it was the field te"]
+
+    run(loop, main)
+
+
 def test_date_is_of_now(loop: str) -> None:
     async def main() -> None:
         from email.utils import parsedate_to_datetime

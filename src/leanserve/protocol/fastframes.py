@@ -7,6 +7,8 @@ test green.
 
 from __future__ import annotations
 
+import sys
+import threading
 from codecs import getincrementaldecoder
 from functools import cache
 from typing import Any, Final
@@ -37,13 +39,20 @@ class FrameRecogniser:
 
     Attributes:
         recognised, declined: how many messages it took, and how many frames it left to wsproto.
+        why: what was not plain in the last one declined.
     """
 
-    __slots__ = ("declined", "recognised")
+    __slots__ = ("declined", "recognised", "why")
 
     def __init__(self) -> None:
         self.recognised = 0
         self.declined = 0
+        self.why = ""
+
+    def decline(self, why: str) -> None:
+        """Count one and keep the reason."""
+        self.declined += 1
+        self.why = why
 
     def recognise_frame(
         self, data: bytes | bytearray, at: int, max_size_bytes: int
@@ -62,7 +71,7 @@ class FrameRecogniser:
         have = len(data) - at
         kind = data[at]
         if kind != _BINARY and kind != _TEXT:
-            self.declined += 1
+            self.decline(f"the first byte, {kind:#04x}")
             return None
         if have < 2:
             return _NOTHING_YET
@@ -73,7 +82,7 @@ class FrameRecogniser:
                 return _NOTHING_YET
             size = _read_length(data[at + 2 : at + head_bytes - 4])
         if not 0 <= size <= max_size_bytes:
-            self.declined += 1
+            self.decline("the length or a missing mask")
             return None
         start = at + head_bytes
         end = start + size
@@ -88,7 +97,7 @@ class FrameRecogniser:
         try:
             text = payload.decode()
         except UnicodeDecodeError:
-            self.declined += 1
+            self.decline("text that is no UTF-8")
             return None
         self.recognised += 1
         return text, end - at
@@ -138,7 +147,7 @@ class PartFrame:
             message = payload if self._decoder is None else payload.decode()
         except UnicodeDecodeError:
             self.plain = False
-            self._recogniser.declined += 1
+            self._recogniser.decline("text that is no UTF-8")
             return None
         self._recogniser.recognised += 1
         return message
@@ -198,11 +207,23 @@ def _table(key: int) -> bytes:
     return bytes(byte ^ key for byte in range(256))
 
 
-@cache
 def _load_numpy() -> Any:
-    """numpy if it is there. Loaded when the first large frame comes: few servers ever see one."""
+    """numpy once it is loaded. Few servers ever see a large frame, so the first one has it loaded, in a
+    thread: that takes a tenth of a second, and no peer may hold the event loop for so long."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and not getattr(numpy.__spec__, "_initializing", False):
+        return numpy
+    _begin_import()
+    return None
+
+
+@cache
+def _begin_import() -> None:
+    threading.Thread(target=_import_numpy, name="leanserve-numpy", daemon=True).start()
+
+
+def _import_numpy() -> None:
     try:
-        import numpy
+        import numpy  # noqa: F401
     except ImportError:
-        return None
-    return numpy
+        pass  # it is optional

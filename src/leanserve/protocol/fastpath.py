@@ -60,9 +60,10 @@ class Recogniser:
 
     Attributes:
         recognised, declined: how many heads it took and left to h11.
+        why: what was not plain in the last one declined.
     """
 
-    __slots__ = ("_blocks", "_names", "_seen", "_settings", "declined", "recognised")
+    __slots__ = ("_blocks", "_names", "_seen", "_settings", "declined", "recognised", "why")
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
@@ -73,15 +74,17 @@ class Recogniser:
         self._names: dict[bytes, tuple[bytes, int]] = {}
         self.recognised = 0
         self.declined = 0
+        self.why = ""
 
     def recognise_request(self, head: bytes) -> Request | None:
         """The request that a complete head (without its empty line) holds, or None when it is not plain."""
         match = _REQUEST_LINE.match(head)
-        if match is not None:
-            end = match.end()
-            lines = head[end:]
+        if match is None or match.end() - 2 > self._settings.request_line_bytes:
+            self.why = "the request line"
+        else:
+            lines = head[match.end() :]
             block = self._blocks.get(lines) or self._read_block(lines)
-            if block is not None and end - 2 <= self._settings.request_line_bytes:
+            if block is not None:
                 self.recognised += 1
                 method, path, query = match.groups(b"")
                 headers, keep_alive, body, length, forwarded = block
@@ -97,9 +100,11 @@ class Recogniser:
         """Check every line; the limits too, so that a block from the table has passed them."""
         lines = block.split(b"\r\n")
         if len(lines) > self._settings.header_count or len(block) + 2 > self._settings.header_bytes:
+            self._decline("the size of the header")
             return None
         if len(block.translate(None, _VISIBLE)) != 2 * len(lines) - 2:
-            return None  # a control byte, or a CR or LF that ends no line
+            self._decline("a control byte, or a CR or LF that ends no line")
+            return None
         headers: Headers = []
         noted = [b""] * _KINDS_COUNT
         names = self._names
@@ -107,18 +112,25 @@ class Recogniser:
             raw_name, colon, value = line.partition(b":")
             found = names.get(raw_name) or self._learn(raw_name)
             if found is None or not colon:
+                self._decline("a line that is no field")
                 return None
             name, kind = found
             value = value.strip(b" \t")
             headers.append((name, value))
             if kind:
-                if kind >= _HOST and (noted[kind] or not value):
-                    return None  # twice, or empty
+                if kind == _NEVER_PLAIN or (kind >= _HOST and (noted[kind] or not value)):
+                    self._decline(f"the field {name.decode()}")  # of the last: twice, or empty
+                    return None
                 noted[kind] = value or b"-"
-        if noted[_NEVER_PLAIN] or _AUTHORITY.fullmatch(noted[_HOST]) is None:
+        if _AUTHORITY.fullmatch(noted[_HOST]) is None:
+            self._decline("the field host")
             return None
         option, length = noted[_CONNECTION].lower(), noted[_LENGTH]
-        if option not in _OPTIONS or (length and (not length.isdigit() or len(length) > 19)):
+        if option not in _OPTIONS:
+            self._decline("the field connection")
+            return None
+        if length and (not length.isdigit() or len(length) > 19):
+            self._decline("the field content-length")
             return None
         size = int(length or 0)
         found_block = (
@@ -127,6 +139,9 @@ class Recogniser:
         if not noted[_SECRET] and len(block) <= _CACHED_BLOCK_BYTES:
             self._keep(block, found_block)
         return found_block
+
+    def _decline(self, why: str) -> None:
+        self.why = why
 
     def _keep(self, block: bytes, found: _Block) -> None:
         """Keep what is seen a second time; lines that differ with every request would push the others out."""

@@ -125,6 +125,7 @@ class Worker:
     draining: bool = False
     _acceptor: Acceptor
     _ticker: asyncio.TimerHandle
+    _told: tuple[int, int] = (0, 0)  # declined heads and frames that a debug line has told of
 
     def __repr__(self) -> str:
         counts = f"{len(self.connections)} connections, {len(self.running)} running"
@@ -249,8 +250,36 @@ class Worker:
         self.default_headers = self._make_headers(int(now))
         if self.lane is not None:
             self.lane.beat(time.monotonic_ns())
+        self._tell_fastpath()
         # A little late rather than early: loops keep time in milliseconds.
         self._ticker = self.loop.call_later(1.002 - now % 1, self._tick)
+
+    def _tell_fastpath(self) -> None:
+        """What share of the traffic was plain: to the scoreboard, and a debug line when it was not all."""
+        if self.recogniser is None or self.frame_recogniser is None:
+            return
+        heads, frames = self.recogniser, self.frame_recogniser
+        if self.lane is not None:
+            self.lane.tell_fastpath(heads.recognised, heads.declined, frames.recognised, frames.declined)
+        new_heads, new_frames = heads.declined - self._told[0], frames.declined - self._told[1]
+        if new_heads:
+            logger.debug("%d request heads were not plain; in the last it was %s", new_heads, heads.why)
+        if new_frames:
+            logger.debug("%d WebSocket frames were not plain; in the last it was %s", new_frames, frames.why)
+        self._told = (heads.declined, frames.declined)
+
+    def statistics(self) -> dict[str, int]:
+        """Connections and running exchanges now; since the start, heads and messages that the fast path took,
+        and heads and frames that it left to h11 and wsproto."""
+        heads, frames = self.recogniser, self.frame_recogniser
+        return {
+            "connections": len(self.connections),
+            "running": len(self.running),
+            "heads_recognised": 0 if heads is None else heads.recognised,
+            "heads_declined": 0 if heads is None else heads.declined,
+            "frames_recognised": 0 if frames is None else frames.recognised,
+            "frames_declined": 0 if frames is None else frames.declined,
+        }
 
     def _make_headers(self, now: int) -> DefaultHeaders:
         headers: Headers = []
