@@ -73,8 +73,8 @@ class Server:
         return tuple(self._listeners.describe(tls=_uses_tls(self.settings)))
 
     def statistics(self) -> dict[str, int]:
-        """Counts of the worker in this process while it runs (``worker.Worker.statistics``): what is connected
-        and running, and how much of the traffic the fast path has taken. Empty otherwise."""
+        """Counts of the worker in this process while it runs (``worker.Worker.statistics``): what is open and
+        running, and how much of the traffic the fast path has taken. Empty otherwise."""
         return {} if self._worker is None else self._worker.statistics()
 
     # In processes
