@@ -203,8 +203,12 @@ class Running:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would change a server's settings."""
-    foreign = ("LEANSERVE_", "UVICORN_", "GRANIAN_", "GUNICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
+    """Ours, without what would change a server's settings, or keep the one that is run from its source tree
+    from being compiled once, as the installed ones are."""
+    foreign = (
+        "LEANSERVE_", "UVICORN_", "GRANIAN_", "GUNICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS",
+        "PYTHONDONTWRITEBYTECODE", "MALLOC_",
+    )
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
