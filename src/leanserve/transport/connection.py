@@ -359,7 +359,9 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Raw bytes of the tunnel's protocol."""
-        self._write(data, more=True)
+        self.gate.spend(len(data))
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def set_deadline(self, seconds: float | None) -> None:
         """Have ``tunnel.deadline_reached()`` called after `seconds`; None takes the deadline away."""
