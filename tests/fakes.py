@@ -329,6 +329,7 @@ class FakeService:
         self.default_headers = DefaultHeaders([(b"server", b"fake")])
         self.frame_recogniser = FrameRecogniser() if self.settings.http.fastpath else None
         self.draining = False
+        self.limits_running = False
         self.context = contextvars.copy_context()
         self.state: dict[str, Any] = {}
         self.proxies: TrustedProxies | None = None

@@ -459,6 +459,57 @@ def test_limit_concurrency(loop: str) -> None:
     run(loop, main)
 
 
+def test_pipelined_requests_run_one_at_a_time(loop: str) -> None:
+    """The call that has just answered is over before the next request is counted."""
+
+    async def main() -> None:
+        async with serving(hello, limit_concurrency=1) as worker:
+            assert [answer.status for answer in await fetch(worker, GET, GET, CLOSE)] == [200] * 3
+            async with await Client.open(worker) as client:
+                await client.send(GET * 3)
+                client.sock.shutdown(socket.SHUT_WR)
+                assert [answer.status for answer in await client.read_all()] == [200] * 3
+
+    run(loop, main)
+
+
+def test_a_pipelined_body_cut_short_ends_its_exchange(loop: str) -> None:
+    async def main() -> None:
+        app = App()
+        async with serving(app) as worker, await Client.open(worker) as client:
+            await client.send(request("slow"))
+            await eventually(lambda: len(worker.running) == 1)
+            await client.send(b"POST /listen HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\npart")
+            client.sock.shutdown(socket.SHUT_WR)
+            await asyncio.sleep(0.1)
+            app.go_on.set()
+            assert [answer.status for answer in await client.read_all()] == [200]
+            await eventually(lambda: not worker.running and not worker.connections)
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("size", [1000, 131072])
+def test_who_reads_nothing_stops_a_stream(loop: str, size: int) -> None:
+    """asyncio's writelines did not, before Python 3.12.9 and 3.13.2."""
+    sent = 0
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while sent < 100_000_000:
+            await send({"type": "http.response.body", "body": bytes(size), "more_body": True})
+            sent += size
+
+    async def main() -> None:
+        async with serving(stream) as worker, await Client.open(worker) as client:
+            await client.send(GET)
+            await eventually(lambda: any(connection.gate.full for connection in worker.connections))
+            assert 0 < sent < 100_000_000
+
+    run(loop, main)
+
+
 def test_limit_max_requests_calls_once(loop: str) -> None:
     async def main() -> None:
         calls: list[int] = []

@@ -10,6 +10,7 @@ import asyncio
 import select
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +38,12 @@ _REQUEST, _LAST_REQUEST = PhaseMachine.on(PhaseMove.REQUEST), PhaseMachine.on(Ph
 _DONE = PhaseMachine.on(PhaseMove.DONE)
 _NEXT_REQUEST = Wait.NEXT_REQUEST
 _CHUNKED, _LENGTH = Framing.CHUNKED, Framing.LENGTH
+# asyncio's own writelines never told its protocol to pause, whatever the peer left unread, from Python 3.12.0
+# until 3.12.9 and 3.13.2 (CVE-2024-12254).
+_WRITELINES_PAUSES = not (3, 12) <= sys.version_info < (3, 12, 9) and not (
+    (3, 13) <= sys.version_info < (3, 13, 2)
+)
+
 
 class Connection(asyncio.Protocol):
     """The asyncio protocol of one accepted stream."""
@@ -91,6 +98,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The peer has closed its side. True keeps ours open."""
         self.codec.eof = True
+        if self.codec.buffer:
+            self._read_on()  # a pipelined request whose turn was to come next
         phase = self.phase
         if phase is Phase.TUNNEL:
             assert self.tunnel is not None
@@ -180,8 +189,10 @@ class Connection(asyncio.Protocol):
         worker by sending many."""
         if self.phase in (Phase.OPENING, Phase.IDLE):
             self._guard(self._read)
-            if self.phase is Phase.IDLE and self.codec.eof:
+            if self.codec.eof and self.phase is Phase.IDLE:
                 self.finish(linger=False)
+            elif self.codec.eof and self.phase <= _LAST and not self.codec.request_ended:
+                self.transport.close()  # its end will never come; as eof_received has it closed
 
     def pause_reading(self) -> None:
         """Leave further bytes in the kernel."""
@@ -256,7 +267,7 @@ class Connection(asyncio.Protocol):
         pieces = self.codec.encode_pieces(data, more=more)
         if len(pieces) == 1:
             self._write(pieces[0], more=more)
-        elif len(data) < JOINED_BYTES:
+        elif len(data) < JOINED_BYTES or not _WRITELINES_PAUSES:
             self._write(b"".join(pieces), more=more)
         else:
             if more:
@@ -329,7 +340,10 @@ class Connection(asyncio.Protocol):
             self.waits_for = _NEXT_REQUEST
             service.deadlines.set(self, service.settings.timeouts.keep_alive_timeout)
         if codec.buffer or codec.eof:
-            self._read_on()
+            if service.limits_running:
+                service.loop.call_soon(self._read_on)  # in which turn the call that has just answered is over
+            else:
+                self._read_on()
 
     def refuse(self, error: RemoteProtocolError) -> None:
         """Answer what broke the protocol, as far as an answer is still possible, and close."""

@@ -75,6 +75,8 @@ class Service(Protocol):
     default_headers: DefaultHeaders
     #: Whether the server has begun to stop.
     draining: bool
+    #: Whether a request is refused for the number of application calls that have not ended.
+    limits_running: bool
 
     def open_exchange(self, connection: Connection, request: Request) -> Exchange:
         """Begin an exchange. Raises RemoteProtocolError when the request is refused after all."""

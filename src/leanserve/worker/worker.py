@@ -112,6 +112,7 @@ class Worker:
         self.server_cert = _read_certificate(settings)
         limits = (settings.worker.limit_concurrency, settings.worker.limit_max_requests)
         self._admission = Admission(settings.worker, on_full) if any(limits) else None
+        self.limits_running = settings.worker.limit_concurrency is not None
         self._complaints = Complaints(logger)
         self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._changed = asyncio.Event()
