@@ -148,7 +148,7 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "upload": _load(
         "Upload of 1 GiB", "MB", ("upload", {}),
-        _cpu(UVICORN, "<=", 0.40), _cpu("granian", "<=", 0.40), _cpu("gunicorn-asgi", "<=", 0.40),
+        _cpu(UVICORN, "<=", 0.40),
         Must("rate", UVICORN, ">=", 1.8),
         how="transfer", peers=_HTTP, notes=_BOX,
     ),
@@ -167,11 +167,11 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "connect": _load(
         "New connection per request, 16 at a time", "request", ("new_connections", {"connections": 16}),
-        _cpu(UVICORN, "<=", 0.70), _cpu("granian", "<=", 0.70),
+        _cpu(UVICORN, "<=", 0.70),
     ),
     "connect-tls": _load(
         "New TLS connection per request, 8 at a time", "request", ("new_tls_connections", {"connections": 8}),
-        _cpu(UVICORN, "<=", 0.95), _cpu("granian", "<=", 0.95),
+        _cpu(UVICORN, "<=", 0.95),
         tls=True, notes="A full handshake each, ECDSA P-256.",
     ),
     "idle-http": _load(
