@@ -42,9 +42,9 @@ def listener(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> s
 @asynccontextmanager
 async def serving(app: Any, *listeners: socket.socket, **flat: Any) -> AsyncIterator[Worker]:
     """A worker that serves `app`; it drains in a hurry at the end."""
-    on_full = flat.pop("on_full", None)
+    extra = {name: flat.pop(name) for name in ("on_full", "lane") if name in flat}
     socks = listeners or (listener(),)
-    worker = Worker(app, Settings.build(**{"access_log": False, **flat}), socks, on_full=on_full)
+    worker = Worker(app, Settings.build(**{"access_log": False, **flat}), socks, **extra)
     try:
         await worker.start()
         try:

@@ -25,8 +25,9 @@ def test_what_is_written_is_read(board: Scoreboard) -> None:
         lane.connection_opened()
         lane.request_started()
     lane.websocket_opened()
-    lane.request_done(10, 20)
-    lane.request_done(1, 2)
+    lane.request_done()
+    lane.request_done()
+    lane.count_done(2, 11, 22)
     lane.connection_closed()
     lane.websocket_closed()
     record = board.read(3, 1)
@@ -62,7 +63,8 @@ def test_counters_never_go_back_and_gauges_start_anew(board: Scoreboard) -> None
         lane.beat(9)
         lane.request_started()
         lane.request_started()
-        lane.request_done(5, 5)  # and dies with one in flight
+        lane.request_done()  # and dies with one in flight
+        lane.count_done(1, 5, 5)
     assert board.read(0, 0).bytes_out == 15
     board.close()
 
@@ -93,11 +95,14 @@ def test_another_process_writes_the_same_page(board: Scoreboard) -> None:
 
 def test_large_numbers(board: Scoreboard) -> None:
     lane = board.lane(0, 0)
-    lane.request_done(1 << 40, 1 << 50)
-    lane.request_done(1 << 40, 1 << 50)
+    lane.request_done()
+    lane.count_done(1, 1 << 40, 1 << 50)
+    lane.request_done()
+    lane.count_done(1, 1 << 40, 1 << 50)
     assert board.read(0, 0).bytes_out == 1 << 51
     with pytest.raises((ValueError, struct.error)):
-        lane.request_done(0, 1 << 63)
+        lane.request_done()
+        lane.count_done(1, 0, 1 << 63)
     board.close()
 
 

@@ -83,16 +83,12 @@ class Record(NamedTuple):
 class Lane:
     """The writer's side: the record of one worker. Cheap enough for every request."""
 
-    __slots__ = ("_base", "_bytes_in", "_bytes_out", "_in_flight", "_requests", "_words")
+    __slots__ = ("_base", "_in_flight", "_words")
 
     def __init__(self, words: memoryview[int], base: int) -> None:
         self._words = words
         self._base = base
-        # Computed once: they are used with every request.
-        self._in_flight = base + _Word.IN_FLIGHT
-        self._requests = base + _Word.REQUESTS
-        self._bytes_in = base + _Word.BYTES_IN
-        self._bytes_out = base + _Word.BYTES_OUT
+        self._in_flight = base + _Word.IN_FLIGHT  # computed once: it is used with every request
 
     def begin(self, pid: int, generation: int) -> None:
         """A new worker takes the lane: its gauges are zero, the counters stay."""
@@ -116,14 +112,16 @@ class Lane:
         """An exchange or a WebSocket began."""
         self._words[self._in_flight] += 1
 
-    def request_done(self, bytes_in: int, bytes_out: int) -> None:
-        """It ended, after so many bytes of bodies in either direction."""
-        words = self._words
-        words[self._in_flight] -= 1
-        words[self._requests] += 1
-        if bytes_in:
-            words[self._bytes_in] += bytes_in
-        words[self._bytes_out] += bytes_out
+    def request_done(self) -> None:
+        """It ended."""
+        self._words[self._in_flight] -= 1
+
+    def count_done(self, requests: int, bytes_in: int, bytes_out: int) -> None:
+        """So many more have ended, with so many bytes of bodies in either direction; told once a second."""
+        words, base = self._words, self._base
+        words[base + _Word.REQUESTS] += requests
+        words[base + _Word.BYTES_IN] += bytes_in
+        words[base + _Word.BYTES_OUT] += bytes_out
 
     def tell_fastpath(
         self, heads_recognised: int, heads_declined: int, frames_recognised: int, frames_declined: int

@@ -15,6 +15,7 @@ import pytest
 
 from leanserve.asgi.http import HttpExchange
 from leanserve.errors import BootFailed, ClientDisconnected, SettingsError
+from leanserve.scoreboard import Scoreboard
 from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
 from leanserve.worker.worker import Worker, WorkerMachine, WorkerMove, WorkerState
@@ -156,6 +157,23 @@ def test_statistics_and_the_debug_line_tell_of_the_fast_path(
                 worker._tell_fastpath()
         told = [record.getMessage() for record in caplog.records if "plain" in record.getMessage()]
         assert told == ["1 request heads were not plain; in the last it was the field te"]
+
+    run(loop, main)
+
+
+def test_the_scoreboard_is_told_all_that_was_done(loop: str) -> None:
+    async def main() -> None:
+        board = Scoreboard.create()
+        lane = board.lane(0, 0)
+        lane.begin(1, 0)
+        async with serving(hello, lane=lane) as worker:
+            for _ in range(3):
+                (response,) = await fetch(worker, CLOSE)
+            assert board.read(0, 0).in_flight == 0
+        record = board.read(0, 0)
+        assert (record.requests, record.bytes_in) == (3, 0)
+        assert record.bytes_out == 3 * len(response.body) > 0
+        board.close()
 
     run(loop, main)
 

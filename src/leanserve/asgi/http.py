@@ -84,7 +84,8 @@ class HttpExchange:
         self.received_bytes = self.sent_bytes = 0
         self.cause = ""
         self.first_byte_s: float | None = None
-        self.started = monotonic()  # not loop.time(): uvloop's moves in steps of a millisecond
+        # Of use in the record only. Not loop.time(): uvloop's moves in steps of a millisecond.
+        self.started = monotonic() if service.keeps_records else 0.0
         peer = connection.peer
         constant = peer.scope
         if constant is None:

@@ -126,6 +126,7 @@ class Worker:
     draining: bool = False
     _acceptor: Acceptor
     _ticker: asyncio.TimerHandle
+    _done = _bytes_in = _bytes_out = 0  # of ended exchanges, until the scoreboard is told
     _told: tuple[int, int] = (0, 0)  # declined heads and frames that a debug line has told of
 
     def __repr__(self) -> str:
@@ -241,6 +242,8 @@ class Worker:
 
     def _enter(self, move: WorkerMove) -> None:
         state = self.machine.advance(move)
+        if self.lane is not None and state is WorkerState.STOPPED:
+            self._tell_counts(self.lane)
         self.draining = state >= WorkerState.DRAINING  # asked four times per request: no call for that
         if self.lane is not None:
             self.lane.enter(state, time.monotonic_ns())
@@ -251,9 +254,14 @@ class Worker:
         self.default_headers = self._make_headers(int(now))
         if self.lane is not None:
             self.lane.beat(time.monotonic_ns())
+            self._tell_counts(self.lane)
         self._tell_fastpath()
         # A little late rather than early: loops keep time in milliseconds.
         self._ticker = self.loop.call_later(1.002 - now % 1, self._tick)
+
+    def _tell_counts(self, lane: Lane) -> None:
+        lane.count_done(self._done, self._bytes_in, self._bytes_out)
+        self._done = self._bytes_in = self._bytes_out = 0
 
     def _tell_fastpath(self) -> None:
         """What share of the traffic was plain: to the scoreboard, and a debug line when it was not all."""
@@ -335,8 +343,11 @@ class Worker:
     def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
         """The application call has ended; background work behind the response counts as running."""
         self.running.discard(exchange)
+        self._done += 1
+        self._bytes_in += received_bytes
+        self._bytes_out += sent_bytes
         if self.lane is not None:
-            self.lane.request_done(received_bytes, sent_bytes)
+            self.lane.request_done()
         if self.draining:
             self._changed.set()
 
