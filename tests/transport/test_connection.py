@@ -701,3 +701,22 @@ def test_a_closed_connection_is_in_nobodys_memory(rig: Any) -> None:
         assert len(it.service.deadlines) == 1  # of the rig's own connection
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"%d" % (3 * 100_000))]])
+def test_large_pieces_are_written_beside_their_framing(rig: Any, headers: Any) -> None:
+    """Joining would copy them; what the peer reads is the same."""
+    pieces = [bytes([65 + number]) * 100_000 for number in range(3)]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for piece in pieces:
+            more = piece is not pieces[-1]
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    it = rig(app, kernel_bytes=1 << 20)
+    it.feed(GET)
+    it.service.loop.run()
+    (response,) = it.read()
+    assert response.body == b"".join(pieces)
+    assert response.complete

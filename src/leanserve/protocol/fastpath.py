@@ -177,6 +177,7 @@ _STATUS_LINES = {
     for status, reason in REASONS.items()
     if status >= 200 and status not in (204, 205, 304)
 }
+_LARGE_BYTES: Final = 65536
 _CACHED_LINES: Final = 512
 _CACHED_LINE_BYTES: Final = 256
 
@@ -260,6 +261,8 @@ class ResponseEncoder:
         start = _STATUS_LINES.get(status)
         if start is None or (length != size and length >= 0) or request.version != "1.1":
             return None
+        if size >= _LARGE_BYTES:
+            return None  # which is not joined to its head
         if request.method == b"HEAD":
             return None
         end = b"content-length: %d\r\nconnection: close\r\n\r\n" if close else b"content-length: %d\r\n\r\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
 
 import h11
 
@@ -212,7 +213,11 @@ class Http1Codec:
 
     # Sending
 
-    def encode_response(
+    def encode_response(self, *args: Any, **kwargs: Any) -> bytes:
+        """As :meth:`encode_response_pieces`, joined."""
+        return b"".join(self.encode_response_pieces(*args, **kwargs))
+
+    def encode_response_pieces(
         self,
         status: int,
         headers: Iterable[tuple[bytes, bytes]],
@@ -222,8 +227,8 @@ class Http1Codec:
         more: bool,
         close: bool,
         trailers: bool = False,
-    ) -> bytes:
-        """Head and first piece of the body of the final response.
+    ) -> list[bytes]:
+        """Head and first piece of the body of the final response, which is not copied.
 
         Args:
             status: 200 to 599.
@@ -243,12 +248,11 @@ class Http1Codec:
         known = None if more or trailers else len(body)
         head = responses.plan_response(request, status, headers, defaults, known_length=known, close=close)
         self.response = head
-        return responses.encode_head(head) + self.encode_body(body, more=more or trailers)
+        return [responses.encode_head(head), *self.encode_pieces(body, more=more or trailers)]
 
     def encode_body(self, data: bytes, *, more: bool) -> bytes:
-        """A piece of the body; the end of the message too unless `more`."""
-        pieces = self.encode_pieces(data, more=more)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        """As :meth:`encode_pieces`, joined."""
+        return b"".join(self.encode_pieces(data, more=more))
 
     def encode_file(self, count: int) -> list[bytes | FileRange]:
         """The rest of the body, all of it from a file: a FileRange stands where its bytes go.
@@ -262,7 +266,7 @@ class Http1Codec:
         return [FileRange(size)] if size else []
 
     def encode_pieces(self, data: bytes, *, more: bool) -> list[bytes]:
-        """As :meth:`encode_body`, with the piece itself uncopied in a list."""
+        """A piece of the body, which is not copied; the end of the message too unless `more`."""
         head = self.response
         assert head is not None
         pieces: list[bytes] = []

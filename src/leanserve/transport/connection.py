@@ -233,16 +233,16 @@ class Connection(asyncio.Protocol):
         more: bool,
         trailers: bool = False,
     ) -> None:
-        """Head and first piece of the body, in one write. Raises AppProtocolError as the codec does."""
+        """Head and first piece of the body. Raises AppProtocolError as the codec does."""
         codec = self.codec
         close = self.phase is Phase.LAST or self.service.draining or self._body_is_unwanted()
-        data = codec.encode_response(
+        pieces = codec.encode_response_pieces(
             status, headers, self.service.default_headers, body, more=more, close=close, trailers=trailers
         )
         assert codec.response is not None
         if codec.response.close:
             self._advance(PhaseMove.NO_MORE)
-        self._write(data, more=more)
+        self._write(pieces, len(body), more=more)
 
     def send_piece(self, data: bytes) -> bool:
         """A further piece of a body, not empty and not the last; False (and nothing done) when it needs
@@ -258,28 +258,27 @@ class Connection(asyncio.Protocol):
         else:
             return False
         self.gate.spend(size)
-        if not self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection
+        if not self.transport.is_closing():
             self.transport.write(data)
         return True
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
-        pieces = self.codec.encode_pieces(data, more=more)
-        if len(pieces) == 1:
-            self._write(pieces[0], more=more)
-        elif len(data) < JOINED_BYTES or not _WRITELINES_PAUSES:
-            self._write(b"".join(pieces), more=more)
-        else:
-            if more:
-                self.gate.spend(len(data))
-            if not self.transport.is_closing():
-                self.transport.writelines(pieces)
+        if pieces := self.codec.encode_pieces(data, more=more):
+            self._write(pieces, len(data), more=more)
 
-    def _write(self, data: bytes, *, more: bool) -> None:
+    def _write(self, pieces: list[bytes], size: int, *, more: bool) -> None:
+        """`size` bytes of a body with their framing: in one write, unless joining would copy much."""
         if more:
-            self.gate.spend(len(data))  # who has no more to say does not wait for a turn
-        if not self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection
-            self.transport.write(data)
+            self.gate.spend(size)  # who has no more to say does not wait for a turn
+        if self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection
+            return
+        if len(pieces) == 1:
+            self.transport.write(pieces[0])
+        elif size < JOINED_BYTES or not _WRITELINES_PAUSES:
+            self.transport.write(b"".join(pieces))
+        else:
+            self.transport.writelines(pieces)
 
     def send_trailers(self, trailers: Iterable[tuple[bytes, bytes]]) -> None:
         """The end of the response, with trailers."""
