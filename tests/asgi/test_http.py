@@ -772,6 +772,20 @@ def test_contexts_do_not_leak_from_request_to_request(rig: Any) -> None:
 # Records
 
 
+class OddStatus(int):
+    """As an enum of the application's own may be: not what a log should print."""
+
+    def __str__(self) -> str:
+        return "odd"
+
+
+def test_a_record_holds_a_plain_status(rig: Any) -> None:
+    it = rig(Script(start(OddStatus(201)), body(b"x")))
+    (response,) = it.ask(GET)
+    assert response.status == 201
+    assert type(it.service.records[0].status) is int
+
+
 def test_records(rig: Any) -> None:
     it = rig(reads_then_answers)
     it.ask(POST + b"hello")

@@ -491,6 +491,23 @@ def test_pipelined_requests_run_one_at_a_time(loop: str) -> None:
     run(loop, main)
 
 
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="from Python 3.12 on")
+def test_an_eager_task_factory() -> None:
+    """An application that begins inside create_task would answer before its exchange is known.
+
+    Not on uvloop, which hands these factories an argument that some Pythons' do not know.
+    """
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        async with serving(hello) as worker:
+            answers = await fetch(worker, *[GET] * 400, CLOSE)
+            assert [answer.status for answer in answers] == [200] * 401
+            assert not worker.running
+
+    run("asyncio", main)
+
+
 def test_a_pipelined_body_cut_short_ends_its_exchange(loop: str) -> None:
     async def main() -> None:
         app = App()

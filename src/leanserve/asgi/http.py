@@ -331,6 +331,8 @@ class HttpExchange:
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
         try:
+            if not hasattr(self, "task"):
+                await asyncio.sleep(0)  # begun inside create_task (an eager task factory): nothing is ready
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
             self._end(503, None)
@@ -404,7 +406,7 @@ class HttpExchange:
         request, now = self.request, monotonic() - self.started
         return ExchangeRecord(
             self.client, request.method.decode("ascii"), request.raw_path.decode("latin-1"),
-            request.query.decode("latin-1"), request.version, self.status or 499, now,
+            request.query.decode("latin-1"), request.version, int(self.status) or 499, now,
             now if self.response is _DONE and self.first_byte_s is None else self.first_byte_s,
             self.received_bytes, self.sent_bytes, self.cause,
         )  # fmt: skip

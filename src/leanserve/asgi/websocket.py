@@ -371,6 +371,8 @@ class WebSocketExchange:
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
         try:
+            if not hasattr(self, "task"):
+                await asyncio.sleep(0)  # begun inside create_task (an eager task factory): nothing is ready
             # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
             self._app_returned(await call_app(app, scope, self.receive, self.send))
         except asyncio.CancelledError:
