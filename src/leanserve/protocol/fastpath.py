@@ -178,6 +178,32 @@ _STATUS_LINES = {
     if status >= 200 and status not in (204, 205, 304)
 }
 _LARGE_BYTES: Final = 65536
+# Fields that say the same to many clients. What others say may be meant for one of them (a cookie, a token, a
+# location with a signature) and is not kept.
+_SAME_FOR_ALL = frozenset(
+    {
+        b"accept-ranges",
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
+        b"allow",
+        b"cache-control",
+        b"content-encoding",
+        b"content-language",
+        b"content-security-policy",
+        b"content-type",
+        b"cross-origin-opener-policy",
+        b"cross-origin-resource-policy",
+        b"permissions-policy",
+        b"referrer-policy",
+        b"strict-transport-security",
+        b"vary",
+        b"x-content-type-options",
+        b"x-frame-options",
+    }
+)
 _CACHED_LINES: Final = 512
 _CACHED_LINE_BYTES: Final = 256
 
@@ -231,7 +257,7 @@ class ResponseEncoder:
         if name in self._ours or _PLAIN_NAME.fullmatch(name) is None or _PLAIN_VALUE.fullmatch(value) is None:
             return None
         line = b"%b: %b\r\n" % (name, value)
-        if len(line) <= _CACHED_LINE_BYTES and name not in _KINDS:
+        if len(line) <= _CACHED_LINE_BYTES and name in _SAME_FOR_ALL:
             if len(self._lines) >= _CACHED_LINES:
                 self._lines.clear()
             self._lines[name, value] = line

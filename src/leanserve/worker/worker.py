@@ -157,16 +157,16 @@ class Worker:
             if not started:
                 self.machine.advance(WorkerMove.STOP)
         self._acceptor = Acceptor(self._new_connection, self.settings, self.listeners, self._tls)
-        self._tick()
+        self.default_headers = self._make_headers(int(time.time()))
         try:
             await self._acceptor.open()
         except OSError:
-            self._ticker.cancel()
             self._acceptor.pause()
             await self.lifespan.shutdown()
             self.machine.advance(WorkerMove.STOP)
             raise
         self._enter(WorkerMove.STARTED)
+        self._tick()
 
     def hurry(self) -> None:
         """Wait for nothing any more: :meth:`drain` cuts what still runs and returns soon."""
