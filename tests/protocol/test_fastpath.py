@@ -92,7 +92,9 @@ def test_what_is_not_plain_is_declined(line: bytes) -> None:
     assert Recogniser(SETTINGS).recognise_request(PLAIN + b"\r\n" + line) is None
 
 
-@pytest.mark.parametrize("name", [b"Authorization", b"X-API-Key", b"Proxy-Authorization", b"COOKIE"])
+@pytest.mark.parametrize(
+    "name", [b"Authorization", b"X-API-Key", b"Proxy-Authorization", b"COOKIE", b"x-csrf-token"]
+)
 def test_secrets_stay_out_of_the_table(name: bytes) -> None:
     recogniser = Recogniser(SETTINGS)
     for _ in range(3):

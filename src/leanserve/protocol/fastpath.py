@@ -36,12 +36,13 @@ _KINDS = {
     b"connection": _CONNECTION,
     b"content-length": _LENGTH,
     **dict.fromkeys([b"transfer-encoding", b"upgrade", b"expect", b"te"], _NEVER_PLAIN),
-    **dict.fromkeys(
-        [b"authorization", b"cookie", b"proxy-authorization", b"x-api-key", b"set-cookie"], _SECRET
-    ),
     **dict.fromkeys(FORWARDED, _FORWARDED),
 }
 
+# Parts of the names of fields with secrets: authorization, cookie, x-api-key, x-auth-token, ...
+_SECRET_WORDS = (
+    b"auth", b"cookie", b"key", b"token", b"secret", b"session", b"password", b"signature", b"credential",
+)  # fmt: skip
 _OPTIONS = (b"keep-alive", b"", b"close")
 _BODY, _NO_BODY, _NO_UPGRADE = BodyKind.LENGTH, BodyKind.NONE, Upgrade.NONE
 _CACHED_BLOCKS: Final = 256
@@ -159,7 +160,10 @@ class Recogniser:
         if _NAME.fullmatch(raw_name) is None:
             return None
         name = raw_name.lower()
-        found = (name, _KINDS.get(name, _OTHER))
+        kind = _KINDS.get(name, _OTHER)
+        if not kind and any(word in name for word in _SECRET_WORDS):
+            kind = _SECRET
+        found = (name, kind)
         if len(raw_name) <= _CACHED_NAME_BYTES:
             if len(self._names) >= _CACHED_NAMES:
                 self._names.clear()
