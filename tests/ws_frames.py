@@ -37,6 +37,12 @@ def frame(
     return head + (int.from_bytes(payload, "big") ^ int.from_bytes(keys, "big")).to_bytes(size, "big")
 
 
+def long_form(opcode: int, size: int, *, bytes_: int) -> bytes:
+    """A header that says its length in two or eight bytes, whether it needs them or not."""
+    first = bytes((0x80 | opcode, 0x80 | (126 if bytes_ == 2 else 127)))
+    return first + size.to_bytes(bytes_, "big") + bytes(4)
+
+
 def close(code: int | None = None, reason: bytes = b"") -> bytes:
     """A Close frame."""
     return frame(CLOSE, b"" if code is None else struct.pack("!H", code) + reason)

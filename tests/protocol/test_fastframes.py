@@ -5,21 +5,19 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wsproto.frame_protocol import FrameProtocol
 
-from leanserve.errors import RemoteProtocolError
+from both_ways import cut, new_websocket, read_frames
 from leanserve.protocol import fastframes
-from leanserve.protocol.deflate import negotiate_deflate
 from leanserve.protocol.fastframes import FrameRecogniser, PartFrame, unmask
-from leanserve.protocol.websocket import Partial, WebSocketCodec, WebSocketEvent
-from ws_frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, close, deflated, frame, header
+from leanserve.protocol.websocket import WebSocketCodec
+from ws_frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, close, deflated, frame, header, long_form
 
-ZERO = b"\0\0\0\0"
 LIMIT = 70_000
 
 
@@ -55,46 +53,15 @@ def test_numpy_is_loaded_by_the_first_large_frame_and_not_in_its_way() -> None:
 def new(
     recogniser: FrameRecogniser | None, *, limit: int = LIMIT, compressed: bool = False
 ) -> WebSocketCodec:
-    offers = ["permessage-deflate; client_no_context_takeover"] if compressed else []
-    agreed = negotiate_deflate(offers, limit)
-    return WebSocketCodec(
-        max_size_bytes=limit, max_fragments=20, deflate=agreed and agreed[0], recogniser=recogniser
-    )
-
-
-def read(pieces: Iterable[bytes], codec: WebSocketCodec) -> list[list[WebSocketEvent | int]]:
-    """For each piece the events that it completes; a violation is its close code."""
-    seen: list[list[WebSocketEvent | int]] = []
-    for piece in pieces:
-        now: list[WebSocketEvent | int] = []
-        codec.receive(piece)
-        try:
-            while (event := codec.next_event()) is not None:
-                if not isinstance(event, Partial):
-                    now.append(event)
-        except RemoteProtocolError as error:
-            now.append(error.close_code)
-        seen.append(now)
-    return seen
+    return new_websocket(recogniser, limit=limit, compressed=compressed)
 
 
 def agree(pieces: list[bytes], *, limit: int = LIMIT, compressed: bool = False) -> FrameRecogniser:
     """Assert the rule; the recogniser, for its counters."""
     recogniser = FrameRecogniser()
-    strict = read(pieces, new(None, limit=limit, compressed=compressed))
-    assert read(pieces, new(recogniser, limit=limit, compressed=compressed)) == strict
+    strict = read_frames(pieces, new(None, limit=limit, compressed=compressed))
+    assert read_frames(pieces, new(recogniser, limit=limit, compressed=compressed)) == strict
     return recogniser
-
-
-def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    """The data in pieces, cut at these places."""
-    ends = [0, *sorted({place for place in places if 0 < place < len(data)}), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def long_form(opcode: int, size: int, *, bytes_: int) -> bytes:
-    """A header that says its length in two or eight bytes, whether it needs them or not."""
-    return bytes((0x80 | opcode, 0x80 | (126 if bytes_ == 2 else 127))) + size.to_bytes(bytes_, "big") + ZERO
 
 
 def test_plain_frames_are_recognised() -> None:
@@ -102,7 +69,7 @@ def test_plain_frames_are_recognised() -> None:
     wire += frame(TEXT) + frame(BINARY, b"x" * 65536)
     recogniser = FrameRecogniser()
     codec = new(recogniser)
-    assert read([wire], codec) == [["Grüße", b"\xff" * 126, "", b"x" * 65536]]
+    assert read_frames([wire], codec) == [["Grüße", b"\xff" * 126, "", b"x" * 65536]]
     assert (recogniser.recognised, recogniser.declined) == (4, 0)
     assert codec.drained
 
@@ -181,7 +148,7 @@ def test_text_that_is_not_utf8_is_told_before_the_end() -> None:
     wire = header(TEXT, 1000, mask=b"abcd") + frame(TEXT, b"x" * 50 + b"\xf4\x90", mask=b"abcd")[6:]
     recogniser = agree([wire[i : i + 1] for i in range(len(wire))])
     assert (recogniser.recognised, recogniser.declined) == (0, 1)
-    assert read([wire], new(FrameRecogniser())) == [[1007]]
+    assert read_frames([wire], new(FrameRecogniser())) == [[1007]]
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 128, 65535, 65536, LIMIT])
@@ -299,8 +266,8 @@ def test_each_byte_of_a_long_frame_is_unmasked_once(monkeypatch: pytest.MonkeyPa
     payload = bytes(range(256)) * 240
     wire = frame(BINARY, payload)
     codec = new(FrameRecogniser())
-    events = [event for piece in cut(wire, range(0, len(wire), 777)) for event in read([piece], codec)[0]]
-    assert events == [payload]
+    events = read_frames(cut(wire, range(0, len(wire), 777)), codec)
+    assert list(itertools.chain(*events)) == [payload]
     assert sum(sizes) < len(payload) + 8 * len(sizes)  # the last bytes of a piece are a piece of their own
 
 

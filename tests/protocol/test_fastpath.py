@@ -10,15 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpus_reader
-from leanserve.errors import AppProtocolError, RemoteProtocolError
+from both_ways import OURS, SETTINGS, SMALL, planned_response, strict_request
 from leanserve.protocol.events import Request
 from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
-from leanserve.protocol.http1 import Http1Codec
-from leanserve.protocol.responses import DefaultHeaders, check_headers
+from leanserve.protocol.responses import check_headers
 from leanserve.settings import HttpSettings
 
-SETTINGS = HttpSettings()
-SMALL = HttpSettings(request_line_bytes=64, header_bytes=256, header_count=4)
 PLAIN = (
     b"GET /a/b?c=d HTTP/1.1\r\nHost: a.example:8000\r\nUser-Agent: x (y) z\r\nAccept: */*\r\n"
     b"Cookie: a=b\r\nConnection: keep-alive"
@@ -35,23 +32,11 @@ HEADS = sorted(
 )
 
 
-def strict(head: bytes, limits: HttpSettings = SETTINGS) -> Request | None:
-    """What the codec makes of a head without the recogniser; None when it is refused."""
-    codec = Http1Codec(limits)
-    codec.receive(head + b"\r\n\r\n")
-    try:
-        event = codec.next_event()
-    except RemoteProtocolError:
-        return None
-    assert event is None or isinstance(event, Request)
-    return event
-
-
 def agree(head: bytes, limits: HttpSettings = SETTINGS) -> bool:
     """Assert the rule; tell whether the head was recognised."""
     recogniser = Recogniser(limits)
     found = recogniser.recognise_request(head)
-    assert found is None or found == strict(head, limits)
+    assert found is None or found == strict_request(head, limits)
     # Once more when the lines are known, and when they stand in the table.
     assert recogniser.recognise_request(head) == found
     assert recogniser.recognise_request(head) == found
@@ -65,7 +50,7 @@ def test_every_head_of_the_corpus(head: bytes) -> None:
 
 def test_a_plain_head_is_recognised() -> None:
     recogniser = Recogniser(SETTINGS)
-    assert recogniser.recognise_request(PLAIN) == strict(PLAIN)
+    assert recogniser.recognise_request(PLAIN) == strict_request(PLAIN)
     assert (recogniser.recognised, recogniser.declined) == (1, 0)
     assert recogniser.recognise_request(PLAIN.replace(b"GET", b"BREW")) is None
     assert (recogniser.recognised, recogniser.declined) == (1, 1)
@@ -123,7 +108,7 @@ def test_a_request_cannot_change_the_table() -> None:
     recogniser = Recogniser(SETTINGS)
     for _ in range(3):
         request = recogniser.recognise_request(PUBLIC)
-        assert request == strict(PUBLIC)
+        assert request == strict_request(PUBLIC)
         assert request is not None
         request.headers.append((b"x-user", b"somebody"))
 
@@ -172,18 +157,6 @@ def test_mutated_heads(head: bytes) -> None:
 # Responses
 
 
-def planned(request: Request, status: int, headers: Any, body: bytes, *, close: bool) -> bytes | None:
-    """The response as planned and encoded without the fast path; None when it is refused."""
-    codec = Http1Codec(SETTINGS)
-    codec.request = request
-    try:
-        data = codec.encode_response(status, check_headers(headers), OURS, body, more=False, close=close)
-    except AppProtocolError:
-        return None
-    assert codec.response is not None
-    return None if codec.response.fault else data
-
-
 def responses_agree(request: Request, status: int, headers: Any, body: bytes, *, close: bool) -> bool:
     """Assert the rule; tell whether the response was plain."""
     encoder = ResponseEncoder(name for name, _ in OURS)
@@ -193,11 +166,10 @@ def responses_agree(request: Request, status: int, headers: Any, body: bytes, *,
         if plain is not None:
             assert plain[2] == check_headers(headers)
             found = encoder.encode(request, status, plain, body, OURS, close)
-        assert found is None or found == planned(request, status, headers, body, close=close)
+        assert found is None or found == planned_response(request, status, headers, body, close=close)
     return found is not None
 
 
-OURS = DefaultHeaders([(b"date", b"Sat, 21 Nov 2026 10:00:00 GMT"), (b"server", b"x"), (b"x-own", b"1")])
 GET = Request(b"GET", b"/", b"", "1.1", [(b"host", b"a")])
 
 
