@@ -128,7 +128,7 @@ def test_a_mistake_is_found(kind: Kind[Any]) -> None:
 def test_what_is_found_is_made_small() -> None:
     _, finding = fuzz(Heads(ForgetsRepeatedLength), seed=1, count=COUNTS["heads"])
     assert finding is not None
-    head = finding.least.head.lower()
+    head = finding.least.heads[0].lower()
     assert head.count(b"\r\n") == 3
     assert head.count(b"\r\ncontent-length:") == 2
     assert len(head) < 75

@@ -1,7 +1,11 @@
-"""A pytest plugin, ``-p docs.without_fastpath``: leanserve without protocol/fastpath.py and fastframes.py."""
+"""A pytest plugin, ``-p docs.without_fastpath``: leanserve without protocol/fastpath.py and fastframes.py.
+
+Servers that tests start as processes of their own have the modules, and do not use them.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 
@@ -44,5 +48,6 @@ def _put_in_place_of(name: str, *kinds: type) -> None:
     sys.modules[name] = stand_in
 
 
+os.environ["LEANSERVE_FASTPATH"] = "0"
 _put_in_place_of("leanserve.protocol.fastpath", Recogniser, ResponseEncoder)
 _put_in_place_of("leanserve.protocol.fastframes", FrameRecogniser)

@@ -58,9 +58,9 @@ class Frames(Kind[FrameStream]):
         self._recogniser = recogniser()
 
     def make(self, random: Random) -> FrameStream:
-        long = random.random() < 0.004
+        long = random.random() < 0.01
         compressed = random.random() < 0.2
-        wrong = 0.15 if random.random() < 0.4 else 0.0
+        wrong = 0.4 if long else 0.15 if random.random() < 0.4 else 0.0
         wire = b"".join(
             _make_wrong(random) if random.random() < wrong else _make_good(random, long, compressed)
             for _ in range(random.choice((1, 1, 2, 3, 5)))
@@ -112,7 +112,7 @@ def _make_good(random: Random, long: bool, compressed: bool) -> bytes:
     if way < 0.87:
         return _make_fragments(random)
     if way < 0.95 and compressed:
-        return frame(TEXT, deflated(random.choice(_TEXTS).encode()), rsv=4, mask=mask)
+        return _make_compressed(random)
     if way < 0.97:
         return close(random.choice(_CODES), random.choice((b"", b"bye", b"\xff", b"x" * 123)))
     return frame(TEXT, random.choice(_TEXTS).encode(), mask=random.choice((mask, bytes(4))))
@@ -129,6 +129,15 @@ def _make_fragments(random: Random) -> bytes:
         if random.random() < 0.1:
             wire += frame(random.choice((PING, PONG)), b"between")
     return wire + frame(opcode, pieces[-1])
+
+
+def _make_compressed(random: Random) -> bytes:
+    data = deflated(random.choice(_TEXTS).encode() * random.choice((1, 1, 2, 30)))
+    opcode, at = random.choice((TEXT, TEXT, BINARY)), random.randrange(len(data) + 1)
+    if random.random() < 0.5:
+        return frame(opcode, data, rsv=4)
+    between = frame(PING) if random.random() < 0.3 else b""
+    return frame(opcode, data[:at], rsv=4, fin=False) + between + frame(CONT, data[at:])
 
 
 def _make_wrong(random: Random) -> bytes:
