@@ -138,9 +138,8 @@ def _shrink(kind: Kind[Any], case: Any, results: tuple[Any, ...]) -> tuple[Any, 
 
 def less(data: bytes) -> Iterator[bytes]:
     """`data` with one part left out: halves first, single bytes last."""
-    size = len(data)
-    while size := size // 2 if size > 1 else 0:
+    size = (len(data) + 1) // 2
+    while size:
         for at in range(0, len(data), size):
             yield data[:at] + data[at + size :]
-    if len(data) == 1:
-        yield b""
+        size //= 2

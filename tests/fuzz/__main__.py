@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first case")
     parser.add_argument("--seconds", type=float, help="most seconds for each kind")
     given = vars(parser.parse_args(arguments))
+    if not any(given[kind.name] for kind in KINDS):
+        parser.error("of what kind? " + ", ".join(f"--{kind.name}" for kind in KINDS))
     print("kind          cases  recognised  declined  refused  seconds", flush=True)
     for make in KINDS:
         if not given[make.name]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from wsproto.frame_protocol import FrameProtocol
 
@@ -82,7 +82,7 @@ class Frames(Kind[FrameStream]):
         self.declined += recogniser.declined - before[1]
         if any(type(event) is int for events in strict for event in events):
             self.refused += 1
-        if fast != strict:
+        if fast != strict or _types(fast) != _types(strict):
             raise Difference(fast, strict)
         if case.compressed:
             return  # made by wsproto itself, with a compressor that remembers
@@ -98,6 +98,11 @@ class Frames(Kind[FrameStream]):
     def smaller(self, case: FrameStream) -> Iterator[FrameStream]:
         for pieces in fewer(case.pieces):
             yield case._replace(pieces=pieces)
+
+
+def _types(events: list[list[Any]]) -> list[type]:
+    """A bytearray equals bytes, and is not the same."""
+    return [type(event) for some in events for event in some]
 
 
 def _make_good(random: Random, long: bool, compressed: bool) -> bytes:
