@@ -60,6 +60,7 @@ def get(server: Server) -> bytes:
         return body
 
 
+@pytest.mark.fastpath
 def test_in_a_running_loop() -> None:
     app = Living()
     logging_before = list(logging.getLogger("leanserve").handlers)

@@ -136,6 +136,7 @@ def test_drawn_calls_happen_in_this_order(scene: str) -> None:
                 assert hop.name in calls, f"{hop.name} is not called behind those that stand above it"
 
 
+@pytest.mark.fastpath
 @pytest.mark.parametrize("scene", SCENES)
 def test_what_else_is_named_is_called(scene: str) -> None:
     called = {name for _, name in trace(scene)}

@@ -422,6 +422,7 @@ _REQUESTS = [
     for version in ("1.1", "1.1", "1.0")
     for keep in (True, False)
 ]
+_LARGE = b"x" * 65_537
 _STATUSES = sorted(status for status in REASONS if status >= 200)
 
 
@@ -448,7 +449,7 @@ class Responses(Kind[Response]):
             headers = random.choice((tuple(headers), None, 5, b"ab", {b"x-a": b"1"}, [[b"x-a", b"1"]]))
         # What close says includes what the request says: see ResponseEncoder.encode.
         close = not request.keep_alive or random.random() < 0.2
-        body = random.choice((b"", b"hello", b"hello", b"hello", b"\x00\r\n\r\n", b"x" * 70_000))
+        body = random.choice((b"", b"hello", b"hello", b"hello", b"\0\r\n\r\n", _LARGE[random.randrange(3) :]))
         return Response(request, status, headers, once, body, close)
 
     def _make_pair(self, random: Random, odd: bool) -> Any:

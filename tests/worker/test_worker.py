@@ -142,6 +142,7 @@ def test_default_headers_can_be_switched_off(loop: str) -> None:
     run(loop, main)
 
 
+@pytest.mark.fastpath
 def test_statistics_and_the_debug_line_tell_of_the_fast_path(
     loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
