@@ -422,7 +422,8 @@ _REQUESTS = [
     for version in ("1.1", "1.1", "1.0")
     for keep in (True, False)
 ]
-_LARGE = b"x" * 65_537
+# The last of those that the encoder joins to the head, and the first that it does not.
+_OUT_BODIES = [b"", b"a", b"\0\r\n\r\n", b"x" * 65_535, b"x" * 65_536]
 _STATUSES = sorted(status for status in REASONS if status >= 200)
 
 
@@ -449,7 +450,7 @@ class Responses(Kind[Response]):
             headers = random.choice((tuple(headers), None, 5, b"ab", {b"x-a": b"1"}, [[b"x-a", b"1"]]))
         # What close says includes what the request says: see ResponseEncoder.encode.
         close = not request.keep_alive or random.random() < 0.2
-        body = random.choice((b"", b"hello", b"hello", b"hello", b"\0\r\n\r\n", _LARGE[random.randrange(3) :]))
+        body = random.choice(_OUT_BODIES) if random.random() < 0.5 else b"hello"
         return Response(request, status, headers, once, body, close)
 
     def _make_pair(self, random: Random, odd: bool) -> Any:
