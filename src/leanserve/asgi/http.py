@@ -15,6 +15,7 @@ from leanserve.asgi.messages import (
     AppService,
     ExchangeRecord,
     Message,
+    call_app,
     cancel_task,
     connection_scope,
     is_disconnect,
@@ -51,9 +52,10 @@ _METHODS = {name.encode(): name for name in ("GET", "POST", "HEAD", "PUT", "DELE
 _WAITING, _HELD, _STREAMING = ResponseState.WAITING, ResponseState.HELD, ResponseState.STREAMING
 _DONE = ResponseState.DONE
 _LAST_BODY = ResponseMove.LAST_BODY
-_UNREAD, _ENDED = BodyState.UNREAD, BodyState.ENDED
+_UNREAD = BodyState.UNREAD
 _RESPONSE, _BODY = ResponseMachine.TABLE, BodyMachine.TABLE
-_COMPLETE = _RESPONSE[_HELD, _LAST_BODY]
+_SAID, _COMPLETE = _RESPONSE[_WAITING, ResponseMove.START], _RESPONSE[_HELD, _LAST_BODY]
+_BODYLESS = _BODY[_UNREAD, BodyMove.END]
 
 
 class HttpExchange:
@@ -77,7 +79,7 @@ class HttpExchange:
         self.connection = connection
         self.request = request
         self.response = _WAITING
-        self.body = _UNREAD if request.body else _ENDED
+        self.body = _UNREAD if request.body else _BODYLESS
         self.undelivered: bytes | bytearray = b""
         self.news: asyncio.Event | None = None
         self.status = 0
@@ -219,7 +221,7 @@ class HttpExchange:
         self.plain = plain = None if trailers or encoder is None else encoder.check(headers)
         self.headers = plain[2] if plain is not None else check_headers(headers)
         self.status = status
-        self.response = _HELD
+        self.response = _SAID
 
     def _body(self, message: Message) -> Awaitable[None] | None:
         data = message.get("body", b"")
@@ -333,16 +335,11 @@ class HttpExchange:
         try:
             if not hasattr(self, "task"):
                 await asyncio.sleep(0)  # begun inside create_task (an eager task factory): nothing is ready
-            await app(scope, self.receive, self.send)
+            # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
+            self._end(500, await call_app(app, scope, self.receive, self.send))
         except asyncio.CancelledError:
             self._end(503, None)
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - one of the three named places: the application
-            # sys.exit() in a handler is that request's end, not the worker's with all its other requests.
-            self._end(500, error)
-        else:
-            if self.response < _DONE:
-                self._end(500, None)
         finally:
             self.service.exchange_ended(self, self.received_bytes, self.sent_bytes)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from leanserve.protocol.events import FORWARDED, BodyKind, Headers, Request, Upgrade
-from leanserve.protocol.responses import REASONS, DefaultHeaders
+from leanserve.protocol.responses import JOINED_BYTES, REASONS, DefaultHeaders
 from leanserve.settings import HttpSettings
 
 __all__ = ["PlainHead", "Recogniser", "ResponseEncoder"]
@@ -181,7 +181,6 @@ _STATUS_LINES = {
     for status, reason in REASONS.items()
     if status >= 200 and status not in (204, 205, 304)
 }
-_LARGE_BYTES: Final = 65536
 # Fields that say the same to many clients. What others say may be meant for one of them (a cookie, a token, a
 # location with a signature) and is not kept.
 _SAME_FOR_ALL = frozenset(
@@ -291,7 +290,7 @@ class ResponseEncoder:
         start = _STATUS_LINES.get(status)
         if start is None or (length != size and length >= 0) or request.version != "1.1":
             return None
-        if size >= _LARGE_BYTES:
+        if size >= JOINED_BYTES:
             return None  # which is not joined to its head
         if request.method == b"HEAD":
             return None

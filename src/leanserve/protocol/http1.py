@@ -21,7 +21,7 @@ from leanserve.protocol.events import BodyKind, Data, EndOfBody, Request
 from leanserve.protocol.responses import Framing, ResponseHead
 from leanserve.settings import HttpSettings
 
-__all__ = ["JOINED_BYTES", "FileRange", "Http1Codec"]
+__all__ = ["FileRange", "Http1Codec"]
 
 # h11's own limit counts what is incomplete; ours are exact and in front of it, so h11's must not interfere.
 _NO_LIMIT = 1 << 40
@@ -35,10 +35,6 @@ class _Reading(IntEnum):
 
 # A look-up in an enum class costs as much as a call.
 _HEAD, _BODY, _ENDED = _Reading
-
-#: Pieces of a body from this size on are written beside their framing: joining would copy them.
-JOINED_BYTES = 65536
-
 
 class FileRange:
     """Stands for the first `count` bytes of a file in a list of pieces to write."""

@@ -18,6 +18,7 @@ from leanserve.protocol.strict import split_list
 
 __all__ = [
     "CHUNK",
+    "JOINED_BYTES",
     "REASONS",
     "DefaultHeaders",
     "Framing",
@@ -254,6 +255,9 @@ def encode_refusal(status: int, defaults: Iterable[tuple[bytes, bytes]]) -> byte
     ]
     return encode_head(ResponseHead(status, headers, Framing.LENGTH, True)) + reason
 
+
+#: Pieces of a body from this size on are written beside their framing: joining would copy them.
+JOINED_BYTES = 65536
 
 #: A piece of a chunked body from its length and its bytes, which may not be empty (RFC 9112 section 7.1).
 CHUNK = b"%x\r\n%b\r\n"

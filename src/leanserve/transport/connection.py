@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 from leanserve.errors import IllegalTransition, RemoteProtocolError
 from leanserve.protocol import responses
 from leanserve.protocol.events import Data, EndOfBody, Request
-from leanserve.protocol.http1 import JOINED_BYTES, FileRange, Http1Codec
-from leanserve.protocol.responses import CHUNK, Framing
+from leanserve.protocol.http1 import FileRange, Http1Codec
+from leanserve.protocol.responses import CHUNK, JOINED_BYTES, Framing
 from leanserve.transport.deadlines import NEVER
 from leanserve.transport.flow import WriteGate
 from leanserve.transport.peer import Peer, describe_peer
@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
                 return False
             data = CHUNK % (size, data)
         elif head.framing is _LENGTH and size <= head.left:
-            head.left -= size
+            head.admit(size)
         else:
             return False
         self.gate.spend(size)
