@@ -1,4 +1,5 @@
-"""Write docs/reference/machines.md from the tables of the state machines; --check says if it is stale."""
+"""Write docs/reference/machines.md from the tables of the state machines, and the diagram within
+docs/explain/closing.md; --check says if one is stale."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import leanserve
 from leanserve.machine import Machine
 
 PAGE = Path(__file__).parent / "reference" / "machines.md"
+CLOSING = Path(__file__).parent / "explain" / "closing.md"
 
 INTRO = """\
 # State machines
@@ -48,14 +50,19 @@ def arrows(kind: type[Machine[Any, Any]]) -> Iterator[str]:
             yield f"{state.name} --> [*]"
 
 
+def diagram(kind: type[Machine[Any, Any]]) -> str:
+    """The table as a drawing."""
+    lines = "\n".join(f"    {line}" for line in arrows(kind))
+    return f"```mermaid\nstateDiagram-v2\n{lines}\n```\n"
+
+
 def section(kind: type[Machine[Any, Any]]) -> str:
     """Heading, what the class says of itself, and the diagram."""
     path = kind.__module__.removeprefix("leanserve.").replace(".", "/")
     said = kind.__dict__.get("__doc__")
     about = f"{' '.join(said.split())}\n\n" if said else ""
-    lines = "\n".join(f"    {line}" for line in arrows(kind))
     title = kind.__name__.lstrip("_")
-    return f"## {title} (`{path}.py`)\n\n{about}```mermaid\nstateDiagram-v2\n{lines}\n```\n"
+    return f"## {title} (`{path}.py`)\n\n{about}{diagram(kind)}"
 
 
 def render() -> str:
@@ -63,16 +70,25 @@ def render() -> str:
     return "\n".join([INTRO, *map(section, machines())])
 
 
+def render_closing(page: str) -> str:
+    """The page about closing, with the diagram of its machine put in."""
+    (phases,) = (kind for kind in machines() if kind.__name__ == "PhaseMachine")
+    before, begin, rest = page.partition("<!-- PhaseMachine -->\n")
+    _, end, behind = rest.partition("<!-- end -->")
+    return f"{before}{begin}\n{diagram(phases)}\n{end}{behind}"
+
+
 def main(arguments: list[str]) -> int:
-    """Write or check the page; an exit code."""
-    page = render()
+    """Write or check the pages; an exit code."""
+    pages = {PAGE: render(), CLOSING: render_closing(CLOSING.read_text(encoding="utf-8"))}
+    stale = [path for path, page in pages.items() if path.read_text(encoding="utf-8") != page]
     if "--check" not in arguments:
-        PAGE.write_text(page, encoding="utf-8")
+        for path in stale:
+            path.write_text(pages[path], encoding="utf-8")
         return 0
-    if PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    sys.stderr.write(f"{PAGE} is stale: run python docs/make_diagrams.py\n")
-    return 1
+    for path in stale:
+        sys.stderr.write(f"{path} is stale: run python docs/make_diagrams.py\n")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from leanserve.asgi.cancellation import find_policies
 from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.asgi.http import HttpExchange
 from leanserve.asgi.messages import ExchangeRecord
+from leanserve.asgi.timer import times_all
 from leanserve.errors import RemoteProtocolError
 from leanserve.protocol.events import Request
 from leanserve.protocol.fastframes import FrameRecogniser
@@ -330,6 +332,10 @@ class FakeService:
         self.frame_recogniser = FrameRecogniser() if self.settings.http.fastpath else None
         self.draining = False
         self.limits_running = False
+        self.cancellation, self.policies = find_policies(self.settings.cancel)
+        self.shutdown = {"event": asyncio.Event()}
+        self.times_requests = times_all(self.settings.request)
+        self.hangups = None
         self.context = contextvars.copy_context()
         self.state: dict[str, Any] = {}
         self.proxies: TrustedProxies | None = None

@@ -118,7 +118,10 @@ def test_a_switch_does_not_swallow_the_app() -> None:
 
 
 _SAMPLE = {"bool": "yes", "int": "3", "float": "2.5", "str": "text", "tuple": "a,b"}
-_SPECIAL = {"ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header"}
+_SPECIAL = {
+    "ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header",
+    "disconnect_policy",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [item.name for _, item, _ in options() if item.name not in _SPECIAL])

@@ -3,7 +3,7 @@
 LeanserveError
 ├── SettingsError         the operator: a wrong option, address, certificate or app name (exit code 2)
 ├── BootFailed            the application: it could not be imported or started (exit code 3)
-├── RemoteProtocolError   the peer broke HTTP or WebSocket: answered and closed, never a traceback
+├── RemoteProtocolError   the peer broke HTTP or WebSocket, or took too long: answered and closed
 ├── AppProtocolError      the application sent a wrong ASGI message: raised at that ``await send()``
 └── IllegalTransition     us: a state machine was given an input that its table does not allow
 ClientDisconnected (OSError)  nobody: the client has gone
@@ -40,13 +40,14 @@ class BootFailed(LeanserveError):
 
 
 class RemoteProtocolError(LeanserveError):
-    """The peer broke the protocol.
+    """The peer broke the protocol, or did not keep up with it.
 
     Args:
         reason: what was wrong, for the log; never echoed to the peer.
         status: the HTTP status to answer with while the connection speaks HTTP.
         close_code: the WebSocket close code (RFC 6455 section 7.4) once it speaks WebSocket.
         headers: what an HTTP answer has to carry beside its status (a 426 names the protocol it wants).
+        cause: why its exchange ends, as the access log and the application are told.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class RemoteProtocolError(LeanserveError):
         status: int = 400,
         close_code: int = 1002,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        cause: str = "bad_request",
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.close_code = close_code
         self.headers = headers
+        self.cause = cause
 
 
 class AppProtocolError(LeanserveError, RuntimeError):

@@ -17,6 +17,7 @@ from leanserve.errors import SettingsError
 from leanserve.option import Frozen, Option, check_value, option
 
 __all__ = [
+    "CancelSettings",
     "DrainSettings",
     "FlowSettings",
     "HttpSettings",
@@ -27,6 +28,7 @@ __all__ = [
     "PoolSettings",
     "ProxySettings",
     "ReloadSettings",
+    "RequestSettings",
     "Settings",
     "TimeoutSettings",
     "TlsSettings",
@@ -123,6 +125,63 @@ class TimeoutSettings(Frozen):
     tls_handshake_timeout: float = option(10.0, "TLS handshake.", unit="seconds", minimum=0.1)
     tls_close_timeout: float = option(
         5.0, "Wait for the peer's TLS close_notify.", unit="seconds", minimum=0.1
+    )
+
+
+class RequestSettings(Frozen):
+    """Requests"""
+
+    body_timeout: float = option(
+        20.0, "Longest silence within a request body, and the start that body_min_rate gives; then 408.",
+        unit="seconds", minimum=0,
+    )
+    body_min_rate: int = option(
+        100, "What a request body has to bring on average; 0 lets it trickle.",
+        unit="bytes per second", minimum=0,
+    )
+    send_timeout: float | None = option(
+        60.0, "Within this a peer has to read send_high_water bytes of what waits for it, or it is cut.",
+        unit="seconds", minimum=0,
+    )
+    request_timeout: float | None = option(
+        None, "From the complete request to the end of the response; then 504, or a cut connection.",
+        unit="seconds", minimum=0,
+    )
+    request_timeout_header: str | None = option(
+        "request-timeout",
+        "Field in which a client says how many seconds it will wait; request_timeout is the most it gets.",
+    )
+    response_start_timeout: float | None = option(
+        None, "From the complete request to the first byte of the response; then 504.",
+        unit="seconds", minimum=0,
+    )
+    response_gap_timeout: float | None = option(
+        None, "Longest silence of the application within a response; then the connection is cut.",
+        unit="seconds", minimum=0,
+    )
+    sse_comment_interval: float | None = option(
+        None, "Send a comment while a text/event-stream response is silent for this long.",
+        unit="seconds", minimum=0.01,
+    )
+
+
+class CancelSettings(Frozen):
+    """Cancellation"""
+
+    cancel_on_disconnect: bool = option(
+        True, "Cancel the application when its client has gone; without, it is told and no more."
+    )
+    disconnect_policy: tuple[str, ...] = option(
+        (), "PATTERN=cancel, notify or ignore for paths, as '/jobs/*=ignore'; the first that fits; repeated.",
+    )
+    half_close: str = option(
+        "deliver",
+        "A client that closes its sending side behind a request: deliver the response, or take it as gone.",
+        choices=("deliver", "disconnect"),
+    )
+    ws_cancel_grace: float = option(
+        5.0, "From websocket.disconnect to the cancellation of an application that still runs.",
+        unit="seconds", minimum=0,
     )
 
 
@@ -284,6 +343,8 @@ class Settings(Frozen):
     load: LoadSettings = field(default_factory=LoadSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    request: RequestSettings = field(default_factory=RequestSettings)
+    cancel: CancelSettings = field(default_factory=CancelSettings)
     drain: DrainSettings = field(default_factory=DrainSettings)
     flow: FlowSettings = field(default_factory=FlowSettings)
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
@@ -355,6 +416,10 @@ def _check_together(settings: Settings) -> None:
             raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")
         if line.partition(":")[0].lower() in ("connection", "content-length", "transfer-encoding", "upgrade"):
             raise SettingsError(f"header {line!r}: framing and connection are decided for each response")
+    for rule in settings.cancel.disconnect_policy:
+        pattern, _, policy = rule.rpartition("=")
+        if not pattern or policy not in ("cancel", "notify", "ignore"):
+            raise SettingsError(f"disconnect_policy must be PATTERN=cancel, notify or ignore, not {rule!r}")
     if tls.ssl_certfile is None and tls.ssl_context_factory is None:
         for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_ciphers"):
             if getattr(tls, name) is not None:

@@ -153,6 +153,8 @@ def test_scope(rig: Any) -> None:
             "http.response.trailers": {},
             "http.response.early_hint": {},
             "http.response.pathsend": {},
+            "leanserve.cancellation": {"policy": "cancel", "cause": None},
+            "leanserve.shutdown": it.service.shutdown,
         },
     }
     scope["state"]["other"] = 1
@@ -525,7 +527,7 @@ class Listens:
 
 def test_disconnect_comes_at_once_and_every_time(rig: Any) -> None:
     app = Listens(after=[start(), body()])
-    it = rig(app)
+    it = rig(app, cancel_on_disconnect=False)
     it.ask(POST + b"he")
     assert [message["type"] for message in app.heard] == ["http.request"]
     it.transport.feed_reset()
@@ -547,27 +549,17 @@ def test_disconnect_behind_the_own_last_message(rig: Any) -> None:
     assert it.phase is Phase.IDLE
 
 
-def test_half_close_is_heard_behind_the_body(rig: Any) -> None:
+def test_half_close_is_no_disconnect(rig: Any) -> None:
+    """The answer is still wanted; a disconnect is told when it is out."""
     app = Listens(after=[start(), body(b"still")])
     it = rig(app)
     it.ask(POST + b"hello")
     it.transport.feed_eof()
     it.service.loop.run()
-    assert [message["type"] for message in app.heard] == ["http.request"] + ["http.disconnect"] * 4
-    assert it.read()[0].body == b"still"
-    assert app.errors == []
-
-
-def test_half_close_before_the_body_is_received(rig: Any) -> None:
-    app = Listens(after=[start(), body(b"still")])
-    it = rig(app)
-    it.methods.append(b"POST")
-    it.transport.feed(POST + b"hello")
-    it.transport.feed_eof()
+    assert [message["type"] for message in app.heard] == ["http.request"]
+    it.transport.feed_reset()
     it.service.loop.run()
-    assert app.heard[0] == {"type": "http.request", "body": b"hello", "more_body": False}
-    assert [message["type"] for message in app.heard[1:]] == ["http.disconnect"] * 4
-    assert it.read()[0].body == b"still"
+    assert it.service.records[0].cause == "client_gone"
 
 
 def test_what_nobody_will_receive_is_not_kept(rig: Any) -> None:

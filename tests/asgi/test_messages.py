@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fakes import FakeService
+from leanserve.asgi.cancellation import cancel_task
 from leanserve.asgi.forwarded import TrustedProxies
-from leanserve.asgi.messages import call_app, cancel_task, connection_scope, is_disconnect, request_scope
+from leanserve.asgi.messages import call_app, connection_scope, is_disconnect, request_scope
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Headers, Request
 from leanserve.transport.peer import Peer
@@ -53,8 +54,8 @@ def test_root_path_is_a_prefix_of_path() -> None:
 
 def test_tls_makes_the_scheme_and_the_extension() -> None:
     scope = scope_of(tls={"tls_version": 1})
-    assert (scope["scheme"], scope["extensions"]) == ("https", {"tls": {"tls_version": 1}})
-    assert scope_of()["extensions"] == {}
+    assert (scope["scheme"], scope["extensions"]["tls"]) == ("https", {"tls_version": 1})
+    assert scope_of()["extensions"].keys() == {"leanserve.shutdown"}
 
 
 @pytest.mark.parametrize("tls", [None, {}])

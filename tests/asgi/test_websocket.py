@@ -87,7 +87,11 @@ def test_scope() -> None:
         assert scope["subprotocols"] == ["a", "b"]
         assert scope["state"] == {"model": "m"}
         assert scope["state"] is not s.service.state
-        assert scope["extensions"] == {"websocket.http.response": {}}
+        assert scope["extensions"] == {
+            "websocket.http.response": {},
+            "leanserve.cancellation": {"policy": "cancel", "cause": None},
+            "leanserve.shutdown": s.service.shutdown,
+        }
         assert "method" not in scope
         assert (b"x-own", b"1") in scope["headers"]
         assert app.received == [{"type": "websocket.connect"}]

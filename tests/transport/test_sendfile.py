@@ -155,7 +155,7 @@ def test_a_client_that_leaves(loop: str, files: Path, before: bytes) -> None:
 
     async def main() -> None:
         app = Files(files)
-        async with serving(app) as worker:
+        async with serving(app, cancel_on_disconnect=False) as worker:
             client = await Client.open(worker, receive_buffer=4096)
             await client.send(before + get("big"))
             await client.read(1000)
@@ -174,7 +174,7 @@ def test_a_client_that_sends_fin_within_its_body_and_reads_nothing(loop: str, fi
 
     async def main() -> None:
         app = Files(files)
-        async with serving(app, linger_timeout=0.2) as worker:
+        async with serving(app, linger_timeout=0.2, cancel_on_disconnect=False) as worker:
             async with await Client.open(worker, receive_buffer=4096) as client:
                 head = b"POST /big HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhe"
                 await client.send(head)

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from leanserve.asgi.cancellation import CANCELLATION, cancel_task, cause_of
 from leanserve.asgi.messages import (
     App,
     AppService,
     ExchangeRecord,
     Message,
     call_app,
-    cancel_task,
     connection_scope,
     is_disconnect,
     request_scope,
@@ -29,9 +29,10 @@ from leanserve.asgi.states import (
     ResponseMove,
     ResponseState,
 )
+from leanserve.asgi.timer import ExchangeTimer, find_timeout, too_late
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
 from leanserve.protocol.events import Headers, Request
-from leanserve.protocol.responses import Framing, check_headers, check_trailers
+from leanserve.protocol.responses import REASONS, Framing, check_headers, check_trailers
 from leanserve.transport.connection import Connection
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _EXTENSIONS: dict[str, dict[str, Any]] = {
 _METHODS = {name.encode(): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS")}
 # A look-up in an enum class costs as much as a call; these stand in the path of every request.
 _WAITING, _HELD, _STREAMING = ResponseState.WAITING, ResponseState.HELD, ResponseState.STREAMING
-_DONE = ResponseState.DONE
+_UNHEARD, _DONE = ResponseState.UNHEARD, ResponseState.DONE
 _LAST_BODY = ResponseMove.LAST_BODY
 _UNREAD = BodyState.UNREAD
 _RESPONSE, _BODY = ResponseMachine.TABLE, BodyMachine.TABLE
@@ -62,9 +63,9 @@ class HttpExchange:
     """Built when a request head is complete; lives until the application has returned."""
 
     __slots__ = (
-        "body", "cause", "client", "connection", "first_byte_s", "headers", "news", "plain",
+        "body", "cancellation", "cause", "client", "connection", "first_byte_s", "headers", "news", "plain",
         "received_bytes", "request", "response", "sent_bytes", "service", "started", "status", "task",
-        "trailers", "undelivered",
+        "timer", "trailers", "undelivered",
     )  # fmt: skip
 
     #: The head that waits for the first piece of its body; `plain` is the same as `headers`, when they are.
@@ -95,6 +96,12 @@ class HttpExchange:
         scope = request_scope(service, request, constant)
         scope["method"] = _METHODS.get(request.method) or request.method.decode("ascii")
         self.client = scope["client"]
+        self.cancellation = scope["extensions"][CANCELLATION] = service.cancellation.copy()
+        if service.policies is not None:
+            self.cancellation["policy"] = service.policies.find(request.raw_path)
+        self.timer: ExchangeTimer | None = None
+        if service.times_requests or request.timed:
+            app = self._start_timer(app)
         # A copy of the context that stood after the lifespan startup, never another request's.
         self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
 
@@ -106,7 +113,7 @@ class HttpExchange:
     def body_received(self, data: bytes) -> None:
         """Bytes of the request body."""
         self.received_bytes += len(data)
-        if self.response >= ResponseState.DONE or self.body is BodyState.CUT:
+        if self.response >= _UNHEARD or self.body is BodyState.CUT:
             return  # nobody will ask for it
         if not self.undelivered:
             self.undelivered = data  # one read, one message: handed on as it is
@@ -121,24 +128,25 @@ class HttpExchange:
     def body_ended(self) -> None:
         """The request is complete."""
         self._body_move(BodyMove.END)
-        self._wake()
-
-    def client_finished(self) -> None:
-        """The client has closed its side: gone, or reading still. Sending goes on, receiving ends."""
-        if self.body is BodyState.ENDED:
-            return  # what is here is delivered first; receive() then finds the codec at EOF
-        self._body_move(BodyMove.CUT)
+        if self.timer is not None:
+            self.timer.begin()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, or the request broke off."""
-        if self.response < ResponseState.DONE:
-            self.cause = self.cause or "client_gone"
+        if self.response < _UNHEARD:
+            policy, cause = self.cancellation.get("policy"), self.cause or cause_of(exc)
+            self.cause = cause
+            if policy == "ignore" and BodyState.ENDED <= self.body <= BodyState.DELIVERED:
+                self._lose(ResponseMove.IGNORE)
+                self._close_record()
+                return  # nothing else is told: what has arrived of the request is all of it
             self._lose()
             if isinstance(exc, RemoteProtocolError):
-                self.cause = "bad_request"
                 self.status = self.status or exc.status
             self._close_record()
+            if policy == "cancel":
+                self.cancel_now(cause)
         self._body_move(BodyMove.CUT)
         self.undelivered = b""
         self._wake()
@@ -149,19 +157,49 @@ class HttpExchange:
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
         self.cause = reason
-        cancel_task(self.service.loop, self.task, reason)
+        if not self.cancel_now(reason) and self.response <= _HELD:
+            self._answer(503, reason)
+
+    def cancel_now(self, cause: str) -> bool:
+        """Cancel the application, and tell it why; False when it is in a thread, and will hear it later."""
+        self.cancellation["cause"] = cause
+        return cancel_task(self.service.loop, self.task, cause)
+
+    # Time
+
+    def _start_timer(self, app: App) -> App:
+        """Limit the time of this request; gives back what is to answer it."""
+        timeout_s = find_timeout(self.request, self.service.settings.request)
+        if timeout_s is not None:
+            self.cancellation["timeout"] = timeout_s
+            if timeout_s <= 0:
+                return too_late
+        self.timer = ExchangeTimer(self, timeout_s)
+        if self.body is _BODYLESS:
+            self.timer.begin()
+        return app
+
+    def time_is_up(self) -> None:
+        """A limit has passed: 504 while that can still be said, else the response is cut."""
+        if self.response >= _UNHEARD:
+            if self.response is _UNHEARD:
+                self.cancel_now("deadline")
+            return
+        if self.response <= _HELD:
+            self._answer(504, "deadline")
+        else:
+            self._cut("deadline")
+        self.cancel_now("deadline")
 
     # What the application calls
 
     async def receive(self) -> Message:
         """ASGI receive."""
         while True:
-            if self.response >= ResponseState.DONE or self.body is BodyState.CUT:
+            if self.response >= _DONE or self.body is BodyState.CUT:
                 return {"type": "http.disconnect"}
             if self.undelivered or self.body is BodyState.ENDED:
                 return self._deliver()
-            if self.body is BodyState.DELIVERED and self.connection.codec.eof:
-                return {"type": "http.disconnect"}
             self._ask_for_body()
             self._body_move(BodyMove.ASK)
             if self.news is None:
@@ -192,10 +230,9 @@ class HttpExchange:
             AppProtocolError: a message that ASGI or HTTP does not allow here.
             ClientDisconnected: the client has gone.
         """
-        if self.response >= _DONE:
-            if self.response is ResponseState.GONE:
-                raise ClientDisconnected("the client has gone")
-            return  # ASGI: after the last body message "any further messages on the channel will be ignored"
+        if self.response >= _UNHEARD:
+            self._send_unheard(message)
+            return
         kind = message["type"]
         if kind == "http.response.body":
             waiting = self._body(message)
@@ -208,6 +245,14 @@ class HttpExchange:
             raise AppProtocolError(f"an HTTP application cannot send {kind!r}")
         if waiting is not None:
             await waiting
+
+    def _send_unheard(self, message: Message) -> None:
+        if self.response is ResponseState.GONE:
+            raise ClientDisconnected("the client has gone")
+        # ASGI: after the last body message "any further messages on the channel will be ignored".
+        if self.response is _UNHEARD and _is_last(message):
+            self._move(_LAST_BODY)
+            self._wake()
 
     def _start(self, message: Message) -> None:
         if self.response is not _WAITING:
@@ -230,6 +275,8 @@ class HttpExchange:
                 raise AppProtocolError(f"body must be bytes, not {type(data).__name__}")
             data = bytes(data)
         more = message.get("more_body", False)
+        if self.timer is not None:
+            self.timer.piece_sent(data)
         if self.response is _HELD:
             if not more and self.plain is not None:
                 connection = self.connection
@@ -259,8 +306,15 @@ class HttpExchange:
 
     def _send_head(self, data: bytes, *, more: bool) -> None:
         self.connection.send_response(self.status, self.headers, data, more=more, trailers=self.trailers)
+        if self.timer is not None:
+            self.timer.head_sent(self.headers)
         self.headers = []  # from here on it gathers trailers
         self.first_byte_s = monotonic() - self.started
+
+    def send_comment(self, data: bytes) -> None:
+        """Put `data` between two pieces of the body."""
+        if self.response is _STREAMING and not self.connection.send_piece(data):
+            self.connection.send_body(data, more=True)
 
     def _sends_nothing(self) -> bool:
         """Whether bodies are dropped: HEAD, 204, 205, 304."""
@@ -338,34 +392,37 @@ class HttpExchange:
             # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
             self._end(500, await call_app(app, scope, self.receive, self.send))
         except asyncio.CancelledError:
+            # Not raised again: kept in the task, its traceback would lead back to this frame.
             self._end(503, None)
-            raise
         finally:
+            if self.timer is not None:
+                self.timer.end()
+                self.timer = None  # it knows us
             self.service.exchange_ended(self, self.received_bytes, self.sent_bytes)
 
     def _end(self, status: int, error: Exception | SystemExit | None) -> None:
         """The application has returned, raised or been cancelled."""
         if error is not None:
             self._log(error)
-        state = self.response
-        if state >= ResponseState.DONE:
-            return
-        if error is None and self.connection.codec.eof:
-            # It was told http.disconnect, and an application may leave on that without a word.
-            self._cut("client_gone")
+        if self.response >= _UNHEARD:
             return
         if error is None and status == 500:
             logger.error("the application returned without completing its response to %s", self._name())
-        self.cause = self.cause or "app_error"
-        if state <= ResponseState.HELD:
-            self.status, self.trailers = status, False
-            self.headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            self._send_head(_BODIES[status], more=False)
-            self.sent_bytes += len(_BODIES[status])
-            self._move(ResponseMove.FAIL)
-            self._finish()
+        cause = self.cause or "app_error"
+        if self.response <= _HELD:
+            self._answer(status, cause)
         else:
-            self._cut(self.cause)
+            self._cut(cause)
+
+    def _answer(self, status: int, cause: str) -> None:
+        """Our own answer in the place of the application's."""
+        body = REASONS[status]
+        self.cause, self.status, self.trailers = cause, status, False
+        self.headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        self._send_head(body, more=False)
+        self.sent_bytes += len(body)
+        self._move(ResponseMove.FAIL)
+        self._finish()
 
     def _log(self, error: Exception | SystemExit) -> None:
         if is_disconnect(error):
@@ -411,10 +468,10 @@ class HttpExchange:
     def _move(self, move: ResponseMove) -> None:
         self.response = _RESPONSE[self.response, move]
 
-    def _lose(self) -> None:
+    def _lose(self, move: ResponseMove = ResponseMove.LOSE) -> None:
         if self.response <= _HELD:
             self.status = 0  # it was said, and never sent
-        self._move(ResponseMove.LOSE)
+        self._move(move)
 
     def _body_move(self, move: BodyMove) -> None:
         self.body = _BODY[self.body, move]
@@ -424,7 +481,13 @@ class HttpExchange:
             self.news.set()
 
 
-_BODIES = {500: b"Internal Server Error", 503: b"Service Unavailable"}
+def _is_last(message: Message) -> bool:
+    """Whether an application has no more to say behind this, as far as its client would know."""
+    kind = message["type"]
+    return kind == "http.response.pathsend" or (
+        kind == "http.response.body" and not message.get("more_body", False)
+    )
+
 
 _HANDLERS: dict[str, Callable[[HttpExchange, Message], Awaitable[None] | None]] = {
     "http.response.trailers": HttpExchange._trailers,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
+from leanserve.asgi.cancellation import Policies
 from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Request
@@ -29,7 +29,6 @@ __all__ = [
     "Message",
     "Running",
     "call_app",
-    "cancel_task",
     "connection_scope",
     "is_disconnect",
     "request_scope",
@@ -57,7 +56,8 @@ class ExchangeRecord:
         duration_s: from the complete request head to the end.
         first_byte_s: from the complete request head to the first byte of the response, None without one.
         received_bytes, sent_bytes: of the bodies or messages.
-        cause: why it ended early ("client_gone", "bad_request", "app_error", "shutdown"), or "".
+        cause: why it ended early ("client_gone", "bad_request", "slow_reader", "deadline", "app_error",
+            "shutdown"), or "".
     """
 
     client: tuple[str, int] | None
@@ -81,6 +81,9 @@ class Running(Protocol):
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
 
+    def cancel_now(self, cause: str) -> bool:
+        """Cancel the application, and tell it why; False when it is in a thread, and will hear it later."""
+
 
 class AppService(Protocol):
     """What an exchange asks of its worker, besides what a connection asks of it."""
@@ -97,6 +100,13 @@ class AppService(Protocol):
     context: contextvars.Context
     #: The lifespan state; each scope gets a shallow copy.
     state: dict[str, Any]
+    #: ``leanserve.shutdown``: ``event`` is set when the server has begun to stop.
+    shutdown: dict[str, asyncio.Event]
+    #: What ``leanserve.cancellation`` begins as, and the policies by path if there are any.
+    cancellation: dict[str, Any]
+    policies: Policies | None
+    #: Whether a request has a limit without having asked for one.
+    times_requests: bool
     #: Whether anybody reads what ``exchange_done`` is given.
     keeps_records: bool
 
@@ -119,6 +129,9 @@ def connection_scope(
         extensions: those of this kind, without ``tls``.
     """
     scheme = "http" if kind == "http" else "ws"
+    extensions = {**extensions, "leanserve.shutdown": service.shutdown}
+    if peer.tls is not None:
+        extensions["tls"] = peer.tls
     return {
         "type": kind,
         "asgi": _ASGI,
@@ -127,7 +140,7 @@ def connection_scope(
         "root_path": service.root_path,
         "client": peer.client,
         "server": peer.server,
-        "extensions": extensions if peer.tls is None else {**extensions, "tls": peer.tls},
+        "extensions": extensions,
     }
 
 
@@ -183,16 +196,6 @@ async def call_app(
         # sys.exit() in a handler is that request's end, not the worker's with all its other requests.
         return error
     return None
-
-
-def cancel_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], reason: str) -> None:
-    """Cancel an application's task, in the next turn if it has not begun: cancelled before its first step, a
-    coroutine does not run at all, not even its ``finally``."""
-    coroutine = cast("Coroutine[Any, Any, None]", task.get_coro())
-    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-        loop.call_soon(task.cancel, reason)
-    else:
-        task.cancel(reason)
 
 
 def is_disconnect(error: BaseException) -> bool:

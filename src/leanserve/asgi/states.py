@@ -17,8 +17,9 @@ class ResponseState(IntEnum):
     HELD = 1  # the head is said, and held back until the first body message: a failure is still a clean 500
     STREAMING = 2
     TRAILING = 3  # the body has ended, trailers are to come
-    DONE = 4
-    GONE = 5  # there is nobody to answer any more
+    UNHEARD = 4  # the client has gone, and the application is to finish as if it were there
+    DONE = 5
+    GONE = 6  # there is nobody to answer any more
 
 
 class ResponseMove(IntEnum):
@@ -30,30 +31,37 @@ class ResponseMove(IntEnum):
     BODY_BEFORE_TRAILERS = 3
     TRAILERS = 4
     FAIL = 5
-    LOSE = 6
+    IGNORE = 6
+    LOSE = 7
 
 
 class ResponseMachine(Machine[ResponseState, ResponseMove]):
     """ASGI: "The protocol server must not start sending the response ... until it has received at least one
-    Response Body event"; FAIL is our own answer (500, 503) to an application that gave none."""
+    Response Body event"; FAIL is our own answer (500, 503, 504) in the place of one that was not given."""
 
     __slots__ = ()
     START: ClassVar[IntEnum] = ResponseState.WAITING
     TABLE: ClassVar = {
         (ResponseState.WAITING, ResponseMove.START): ResponseState.HELD,
         (ResponseState.WAITING, ResponseMove.FAIL): ResponseState.DONE,
+        (ResponseState.WAITING, ResponseMove.IGNORE): ResponseState.UNHEARD,
         (ResponseState.WAITING, ResponseMove.LOSE): ResponseState.GONE,
         (ResponseState.HELD, ResponseMove.BODY): ResponseState.STREAMING,
         (ResponseState.HELD, ResponseMove.LAST_BODY): ResponseState.DONE,
         (ResponseState.HELD, ResponseMove.BODY_BEFORE_TRAILERS): ResponseState.TRAILING,
         (ResponseState.HELD, ResponseMove.FAIL): ResponseState.DONE,
+        (ResponseState.HELD, ResponseMove.IGNORE): ResponseState.UNHEARD,
         (ResponseState.HELD, ResponseMove.LOSE): ResponseState.GONE,
         (ResponseState.STREAMING, ResponseMove.BODY): ResponseState.STREAMING,
         (ResponseState.STREAMING, ResponseMove.LAST_BODY): ResponseState.DONE,
         (ResponseState.STREAMING, ResponseMove.BODY_BEFORE_TRAILERS): ResponseState.TRAILING,
+        (ResponseState.STREAMING, ResponseMove.IGNORE): ResponseState.UNHEARD,
         (ResponseState.STREAMING, ResponseMove.LOSE): ResponseState.GONE,
         (ResponseState.TRAILING, ResponseMove.TRAILERS): ResponseState.DONE,
+        (ResponseState.TRAILING, ResponseMove.IGNORE): ResponseState.UNHEARD,
         (ResponseState.TRAILING, ResponseMove.LOSE): ResponseState.GONE,
+        (ResponseState.UNHEARD, ResponseMove.LAST_BODY): ResponseState.DONE,
+        (ResponseState.UNHEARD, ResponseMove.LOSE): ResponseState.GONE,
         (ResponseState.DONE, ResponseMove.LOSE): ResponseState.DONE,
         (ResponseState.GONE, ResponseMove.LOSE): ResponseState.GONE,
     }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, Final
 
+from leanserve.asgi.cancellation import CANCELLATION, Grace, cancel_task, cause_of
 from leanserve.asgi.frames import FrameReader
 from leanserve.asgi.heartbeat import Heartbeat
 from leanserve.asgi.inbox import Inbox
@@ -18,7 +19,6 @@ from leanserve.asgi.messages import (
     ExchangeRecord,
     Message,
     call_app,
-    cancel_task,
     connection_scope,
     is_disconnect,
     request_scope,
@@ -39,7 +39,7 @@ __all__ = ["WebSocketExchange", "WebSocketMachine", "WebSocketMove", "WebSocketS
 logger = logging.getLogger("leanserve")
 
 # How long an application may take over the websocket.disconnect of a shutdown before it is cancelled.
-_CANCEL_GRACE_S: Final = 0.5
+_SHUTDOWN_GRACE_S: Final = 0.5
 
 
 class WebSocketState(IntEnum):
@@ -91,8 +91,8 @@ class WebSocketExchange:
     """
 
     __slots__ = (
-        "codec", "connection", "denial", "extension", "handshake", "inbox", "life", "reader", "record",
-        "service", "started", "task",
+        "cancellation", "codec", "connection", "denial", "extension", "grace", "handshake", "inbox", "life",
+        "reader", "record", "service", "started", "task",
     )  # fmt: skip
 
     def __init__(self, service: AppService, connection: Connection, request: Request, app: App) -> None:
@@ -109,6 +109,10 @@ class WebSocketExchange:
         constant = connection_scope(service, connection.peer, "websocket", {"websocket.http.response": {}})
         scope = request_scope(service, request, constant)
         scope["subprotocols"] = list(self.handshake.subprotocols)
+        self.cancellation = scope["extensions"][CANCELLATION] = service.cancellation.copy()
+        if service.policies is not None:
+            self.cancellation["policy"] = service.policies.find(request.raw_path)
+        self.grace: Grace | None = None
         self.record = ExchangeRecord(
             scope["client"], "GET", request.raw_path.decode("latin-1"), request.query.decode("latin-1"),
             request.version, 0, 0.0, None, 0, 0,
@@ -128,9 +132,6 @@ class WebSocketExchange:
     def body_ended(self) -> None:
         """The request is complete."""
 
-    def client_finished(self) -> None:
-        """The client has closed its side before it was answered; _accept looks at that."""
-
     def data_received(self, data: bytes) -> None:
         """Bytes of the open WebSocket."""
         self.record.received_bytes += len(data)
@@ -142,7 +143,8 @@ class WebSocketExchange:
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         if self.life.state is not WebSocketState.CLOSED:
-            self._end(WebSocketMove.LOSE, "client_gone")
+            self._peer_ended(cause_of(exc))
+            self._end(WebSocketMove.LOSE, cause_of(exc))
         if self.reader.paused:
             self.reader.go_on()  # messages that arrived in time are delivered before the disconnect
         else:
@@ -158,6 +160,7 @@ class WebSocketExchange:
             logger.info("no answer to a ping at %s: closing with 1011", self._name())
             self.connection.write(self.codec.close(CloseCode.INTERNAL_ERROR, "no answer to a ping"))
             self.inbox.end(_disconnect(CloseCode.INTERNAL_ERROR, "no answer to a ping"))
+            self._peer_ended("client_gone")
             self._finish("client_gone")
 
     def drain(self) -> None:
@@ -169,10 +172,25 @@ class WebSocketExchange:
             self.record.cause = reason
             self._close(CloseCode.SERVICE_RESTART, "")
         if self.life.state < WebSocketState.OPEN:
-            cancel_task(self.service.loop, self.task, reason)
+            self.cancel_now(reason)
         else:
-            loop = self.service.loop
-            loop.call_at(loop.time() + _CANCEL_GRACE_S, self.task.cancel, reason)
+            self._give_grace(_SHUTDOWN_GRACE_S, reason)
+
+    def cancel_now(self, cause: str) -> bool:
+        """Cancel the application, and tell it why; False when it is in a thread, and will hear it later."""
+        self.cancellation["cause"] = cause
+        return cancel_task(self.service.loop, self.task, cause)
+
+    def _peer_ended(self, cause: str) -> None:
+        """The peer has ended it, before the application did: who does not leave then is cancelled."""
+        if self.life.state < WebSocketState.CLOSING and self.cancellation.get("policy") == "cancel":
+            self._give_grace(self.service.settings.cancel.ws_cancel_grace, cause)
+
+    def _give_grace(self, seconds: float, cause: str) -> None:
+        if not self.task.done():
+            if self.grace is None:
+                self.grace = Grace(self.service.deadlines, self)
+            self.grace.give(seconds, cause)
 
     # What the reader tells
 
@@ -195,6 +213,7 @@ class WebSocketExchange:
     def close_received(self, event: Close) -> None:
         """RFC 6455 section 5.5.1: answer with a Close, "typically echoing the status code", then close."""
         self.inbox.end(_disconnect(event.code, event.reason))
+        self._peer_ended("client_gone")
         if self.life.state is WebSocketState.OPEN:
             self.connection.write(self.codec.close(event.code))
         if self.life.state is not WebSocketState.CLOSED:
@@ -203,6 +222,7 @@ class WebSocketExchange:
     def violated(self, error: RemoteProtocolError) -> None:
         """RFC 6455 section 7.1.7: fail the connection: a Close with the code of the fault, then close."""
         self.inbox.end(_disconnect(error.close_code, error.reason))
+        self._peer_ended(error.cause)
         self.connection.service.refused(self.connection, error)
         if self.life.state is WebSocketState.OPEN:
             self.connection.write(self.codec.close(error.close_code))
@@ -376,9 +396,12 @@ class WebSocketExchange:
             # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
             self._app_returned(await call_app(app, scope, self.receive, self.send))
         except asyncio.CancelledError:
+            # Not raised again: kept in the task, its traceback would lead back to this frame.
             self._app_ended(503, CloseCode.SERVICE_RESTART)
-            raise
         finally:
+            if self.grace is not None:
+                self.grace.end()
+                self.grace = None  # it knows us
             self.service.exchange_ended(self, self.record.received_bytes, self.record.sent_bytes)
             if self.connection.phase is Phase.CLOSED:
                 self.reader.release()

@@ -55,9 +55,8 @@ class WsgiAdapter:
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(self._threads)  # belongs to the event loop of this worker
         call = _Call(scope, receive, send)
-        # A thread cannot be stopped. When this task is cancelled the thread is left to itself, and its next
-        # read or write raises.
-        await anyio.to_thread.run_sync(call.run, self._app, abandon_on_cancel=True, limiter=self._limiter)
+        # No thread can be stopped: this task is cancelled behind its end; its next read or write raises.
+        await anyio.to_thread.run_sync(call.run, self._app, limiter=self._limiter)
 
 
 class _Call:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["FORWARDED", "BodyKind", "Data", "EndOfBody", "Headers", "Request", "Upgrade"]
+__all__ = ["FORWARDED", "TIMED", "BodyKind", "Data", "EndOfBody", "Headers", "Request", "Upgrade"]
 
 #: Header lines in the order received, names in lower case.
 Headers = list[tuple[bytes, bytes]]
@@ -16,6 +16,9 @@ Headers = list[tuple[bytes, bytes]]
 
 #: The fields in which a proxy says whom it speaks for.
 FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+
+#: The field in which a client says how long it will wait, by its usual name.
+TIMED = frozenset({b"request-timeout"})
 
 
 class BodyKind(IntEnum):
@@ -50,6 +53,7 @@ class Request:
         upgrade: the protocol asked for, if we speak it.
         accepts_trailers: the client sent ``TE: trailers``.
         forwarded: a proxy's ``x-forwarded-for`` or ``x-forwarded-proto`` is among the headers.
+        timed: ``request-timeout`` is.
     """
 
     method: bytes
@@ -64,6 +68,7 @@ class Request:
     upgrade: Upgrade = Upgrade.NONE
     accepts_trailers: bool = False
     forwarded: bool = False
+    timed: bool = False
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from leanserve.protocol.events import FORWARDED, BodyKind, Headers, Request, Upgrade
+from leanserve.protocol.events import FORWARDED, TIMED, BodyKind, Headers, Request, Upgrade
 from leanserve.protocol.responses import JOINED_BYTES, REASONS, DefaultHeaders
 from leanserve.settings import HttpSettings
 
@@ -30,13 +30,14 @@ _AUTHORITY = re.compile(rb"[A-Za-z0-9\-._]+(?::\d{1,5})?")
 # Kinds of fields: those from _HOST on decide framing or the life of the connection, and may be there once;
 # secrets have no business in a table that outlives their request. Not an enum: a look-up in one costs as much
 # as a call.
-_OTHER, _FORWARDED, _SECRET, _HOST, _CONNECTION, _LENGTH, _NEVER_PLAIN = range(_KINDS_COUNT := 7)
+_OTHER, _FORWARDED, _TIMED, _SECRET, _HOST, _CONNECTION, _LENGTH, _NEVER_PLAIN = range(_KINDS_COUNT := 8)
 _KINDS = {
     b"host": _HOST,
     b"connection": _CONNECTION,
     b"content-length": _LENGTH,
     **dict.fromkeys([b"transfer-encoding", b"upgrade", b"expect", b"te"], _NEVER_PLAIN),
     **dict.fromkeys(FORWARDED, _FORWARDED),
+    **dict.fromkeys(TIMED, _TIMED),
 }
 
 # Parts of the names of fields with secrets: authorization, cookie, x-api-key, x-auth-token, ...
@@ -52,8 +53,8 @@ _CACHED_NAMES: Final = 512
 _CACHED_NAME_BYTES: Final = 64
 
 
-#: headers, keep_alive, body, content_length and forwarded of a Request: what stands behind its first line.
-_Block = tuple[Headers, bool, BodyKind, int, bool]
+#: headers, keep_alive, body, content_length, forwarded and timed: what stands behind the first line.
+_Block = tuple[Headers, bool, BodyKind, int, bool, bool]
 
 
 class Recogniser:
@@ -88,11 +89,11 @@ class Recogniser:
             if block is not None:
                 self.recognised += 1
                 method, path, query = match.groups(b"")
-                headers, keep_alive, body, length, forwarded = block
+                headers, keep_alive, body, length, forwarded, timed = block
                 # By position: names cost time.
                 return Request(
                     method, path, query, "1.1", headers.copy(), keep_alive, body, length,
-                    False, _NO_UPGRADE, False, forwarded,
+                    False, _NO_UPGRADE, False, forwarded, timed,
                 )  # fmt: skip
         self.declined += 1
         return None
@@ -136,6 +137,7 @@ class Recogniser:
         size = int(length or 0)
         found_block = (
             headers, option != b"close", _BODY if size else _NO_BODY, size, bool(noted[_FORWARDED]),
+            bool(noted[_TIMED]),
         )  # fmt: skip
         if not noted[_SECRET] and len(block) <= _CACHED_BLOCK_BYTES:
             self._keep(block, found_block)

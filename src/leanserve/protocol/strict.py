@@ -10,7 +10,7 @@ import re
 from enum import IntEnum
 
 from leanserve.errors import RemoteProtocolError
-from leanserve.protocol.events import FORWARDED, BodyKind, Headers, Request, Upgrade
+from leanserve.protocol.events import FORWARDED, TIMED, BodyKind, Headers, Request, Upgrade
 from leanserve.settings import HttpSettings
 
 __all__ = ["ChunkGate", "build_request", "check_head", "check_partial_head", "split_list"]
@@ -128,6 +128,8 @@ def build_request(method: bytes, target: bytes, version: bytes, headers: Headers
             known[name] = value
         elif name in FORWARDED:
             request.forwarded = True
+        elif name in TIMED:
+            request.timed = True
     _check_host(request, known.get(b"host"), authority)
     _frame_body(request, known)
     _read_connection(request, known)

@@ -20,7 +20,7 @@ from leanserve.protocol.events import Data, EndOfBody, Request
 from leanserve.protocol.http1 import FileRange, Http1Codec
 from leanserve.protocol.responses import CHUNK, JOINED_BYTES, Framing
 from leanserve.transport.deadlines import NEVER
-from leanserve.transport.flow import WriteGate
+from leanserve.transport.flow import ReaderWatch, WriteGate
 from leanserve.transport.peer import Peer, describe_peer
 from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
 from leanserve.transport.roles import Exchange, Service, Tunnel
@@ -33,10 +33,10 @@ __all__ = ["Connection"]
 
 
 # A look-up in an enum class costs as much as a call; these stand in the path of every request.
-_IDLE, _LAST, _PHASE = Phase.IDLE, Phase.LAST, PhaseMachine.TABLE
+_IDLE, _ACTIVE, _LAST, _PHASE = Phase.IDLE, Phase.ACTIVE, Phase.LAST, PhaseMachine.TABLE
 _REQUEST, _LAST_REQUEST = PhaseMachine.on(PhaseMove.REQUEST), PhaseMachine.on(PhaseMove.LAST_REQUEST)
 _DONE = PhaseMachine.on(PhaseMove.DONE)
-_NEXT_REQUEST = Wait.NEXT_REQUEST
+_NEXT_REQUEST, _BODY = Wait.NEXT_REQUEST, Wait.BODY
 _CHUNKED, _LENGTH = Framing.CHUNKED, Framing.LENGTH
 # asyncio's own writelines never told its protocol to pause, whatever the peer left unread, from Python 3.12.0
 # until 3.12.9 and 3.13.2 (CVE-2024-12254).
@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "codec", "deadline", "exchange", "gate", "paused", "peer", "phase", "queue_item",
-        "service", "transport", "tunnel", "unsent_bytes", "waits_for",
+        "reader_watch", "service", "transport", "tunnel", "unsent_bytes", "waits_for",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self.queue_item: list[Any] | None = None
         self.waits_for = Wait.FIRST_BYTE
         self.paused = False
+        self.reader_watch: ReaderWatch | None = None  # made when the peer lets bytes wait
         self.unsent_bytes = 0  # at the last look while lingering
 
     def __repr__(self) -> str:
@@ -105,30 +106,45 @@ class Connection(asyncio.Protocol):
             assert self.tunnel is not None
             self._guard(self.tunnel.eof_received)
         elif phase in (Phase.ACTIVE, Phase.LAST) and self.codec.request_ended:
-            assert self.exchange is not None
-            self.exchange.client_finished()
             # RFC 9112 section 9.6 knows clients that close their side early: the answer is still wanted.
             # TLS as asyncio speaks it has no half-close.
-            return self.peer.tls is None
+            still_wanted = self.peer.tls is None and self.service.settings.cancel.half_close == "deliver"
+            if still_wanted:
+                self._watch_for_reset()
+                self._wait(Wait.PROBE, _PROBE_S)
+            return still_wanted
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; called once."""
         self._advance(PhaseMove.LOST)
-        self.service.deadlines.forget(self)
+        service = self.service
+        service.deadlines.forget(self)
+        if self.reader_watch is not None:
+            service.deadlines.forget(self.reader_watch)
+            self.reader_watch = None  # it knows us
+        if service.hangups is not None:
+            service.hangups.forget(self)
         self.gate.lose()
         handler, self.exchange, self.tunnel = self.tunnel or self.exchange, None, None
         if handler is not None:
             handler.connection_lost(exc)
-        self.service.connection_closed(self)
+        service.connection_closed(self)
 
     def pause_writing(self) -> None:
         """The transport is above its high-water mark."""
         self.gate.pause()
+        self.watch_reader(on=True)
 
     def resume_writing(self) -> None:
         """The transport is below its low-water mark."""
         self.gate.resume()
+        self.watch_reader(on=False)
+
+    def hung_up(self) -> None:
+        """The peer has reset the connection while nothing was read from it; called by HangupWatch."""
+        if self.phase is not Phase.CLOSED:
+            self.abort()
 
     def deadline_reached(self) -> None:
         """Called by Deadlines."""
@@ -152,6 +168,7 @@ class Connection(asyncio.Protocol):
 
     def _read(self) -> None:
         codec, service = self.codec, self.service
+        came = 0
         while (event := codec.next_event()) is not None:
             if type(event) is Request:
                 if event.keep_alive and not service.draining:
@@ -165,12 +182,17 @@ class Connection(asyncio.Protocol):
             elif self.exchange is None:
                 raise IllegalTransition(f"{event!r} without an exchange")
             elif type(event) is Data:
+                came += len(event.data)
                 self.exchange.body_received(event.data)
             else:
                 assert type(event) is EndOfBody
+                if self.waits_for is _BODY:
+                    self.deadline = NEVER
                 self.exchange.body_ended()
                 self._request_ended()
                 break
+        else:
+            self._await_body(came)
         if not codec.buffer:
             return
         if self.phase <= _IDLE:
@@ -178,6 +200,26 @@ class Connection(asyncio.Protocol):
                 self._wait(Wait.HEAD, service.settings.timeouts.header_timeout)
         elif len(codec.buffer) > service.settings.flow.receive_high_water:
             self.pause_reading()  # pipelined requests wait in the kernel, not here
+
+    def _await_body(self, came: int) -> None:
+        """More of a request body has to come; each byte buys time, but never more than ``body_timeout``.
+
+        Args:
+            came: how many bytes of it have just come.
+        """
+        if not _ACTIVE <= self.phase <= _LAST or self.codec.request_ended:
+            return
+        if self.waits_for is not _BODY and self.deadline != NEVER:
+            return  # it is answered already: the rest of it has a time of its own
+        request, settings = self.codec.request, self.service.settings.request
+        assert request is not None
+        if self.paused or (request.expects_continue and not came and self.waits_for is not _BODY):
+            return  # it is we who keep the client waiting
+        time_s = settings.body_timeout
+        if settings.body_min_rate and self.deadline != NEVER:
+            left_s = self.deadline - self.service.deadlines.now()
+            time_s = min(time_s, left_s + came / settings.body_min_rate)
+        self._wait(_BODY, time_s)
 
     def _request_ended(self) -> None:
         """The last byte of a request came after its response had ended."""
@@ -191,14 +233,20 @@ class Connection(asyncio.Protocol):
             self._guard(self._read)
             if self.codec.eof and self.phase is Phase.IDLE:
                 self.finish(linger=False)
-            elif self.codec.eof and self.phase <= _LAST and not self.codec.request_ended:
-                self.transport.close()  # its end will never come; as eof_received has it closed
+            elif self.codec.eof and self.phase <= _LAST:
+                if not self.codec.request_ended:
+                    self.transport.close()  # its end will never come; as eof_received has it closed
+                else:
+                    self._wait(Wait.PROBE, _PROBE_S)
 
     def pause_reading(self) -> None:
         """Leave further bytes in the kernel."""
         if self.phase < Phase.LINGERING and not self.paused:
             self.paused = True
             self.transport.pause_reading()
+            self._watch_for_reset()
+            if self.waits_for is _BODY:
+                self.deadline = NEVER
 
     def resume_reading(self) -> None:
         """Read again."""
@@ -206,6 +254,31 @@ class Connection(asyncio.Protocol):
             self.paused = False
             if not self.transport.is_closing():
                 self.transport.resume_reading()
+            self._await_body(0)
+
+    def _watch_for_reset(self) -> None:
+        """The loop will not notice one: it does not read."""
+        if self.service.hangups is not None:
+            self.service.hangups.watch(self)
+
+    def _probe(self) -> None:
+        """Ask whether a peer that has closed its side still reads: TCP answers bytes to one that has closed
+        both with a reset. What can be sent ahead of any answer and changes none:
+
+        - RFC 9110 section 15.2: "A client MUST be able to parse one or more 1xx responses received prior to a
+          final response, even if the client does not expect one."
+        - RFC 9112 section 7.1: a chunk-size is ``1*HEXDIG``: a leading zero of the next one.
+
+        Within a body of declared length there is nothing; there the next piece of it tells.
+        """
+        request, head = self.codec.request, self.codec.response
+        if request is None or self.transport.is_closing():
+            return
+        if head is None:
+            if request.version == "1.1":
+                self.send_interim(100)
+        elif head.framing is _CHUNKED:
+            self.transport.write(b"0")
 
     # Answering
 
@@ -287,6 +360,8 @@ class Connection(asyncio.Protocol):
     def send_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """An interim response: 100, 103; 101 only through :meth:`enter_tunnel`'s caller."""
         self.transport.write(responses.encode_interim(status, headers))
+        if status == 100 and not self.codec.request_ended and not self.paused:
+            self._wait(_BODY, self.service.settings.request.body_timeout)
 
     async def send_file(self, fd: int, count: int) -> None:
         """The rest of the body from the start of a file: sendfile on plain sockets, reads and writes on TLS.
@@ -408,6 +483,26 @@ class Connection(asyncio.Protocol):
         else:
             self.resume_reading()
 
+    def watch_reader(self, *, on: bool) -> None:
+        """Begin or end to measure how fast the peer reads what waits for it."""
+        timeout_s = self.service.settings.request.send_timeout
+        if timeout_s is not None:
+            watch = self.reader_watch
+            if watch is None:
+                watch = self.reader_watch = ReaderWatch(self, timeout_s)
+            if on:
+                watch.begin()
+            else:
+                watch.deadline = NEVER
+
+    def cut(self, error: RemoteProtocolError) -> None:
+        """End it without an answer, so that the peer sees an error and not an end."""
+        self.service.refused(self, error)
+        handler, self.exchange, self.tunnel = self.tunnel or self.exchange, None, None
+        if handler is not None:
+            handler.connection_lost(error)
+        self.reset()
+
     def abort(self) -> None:
         """Close at once; what is unsent is dropped."""
         self.transport.abort()
@@ -454,8 +549,14 @@ class Connection(asyncio.Protocol):
                 self.tunnel.deadline_reached()
         elif wait is Wait.LINGER:
             self._end_linger()
-        elif wait is Wait.HEAD:
-            raise RemoteProtocolError("the request head took too long", status=408)
+        elif wait is Wait.PROBE:
+            self._probe()
+        elif wait in (Wait.HEAD, _BODY) and not self.paused:
+            if _has_input(self.transport):  # it is we who are late
+                self._wait(wait, _GRACE_S)
+                return
+            what = "head" if wait is Wait.HEAD else "body"
+            raise RemoteProtocolError(f"the request {what} took too long", status=408, cause="deadline")
         elif wait is Wait.NEXT_REQUEST and _has_input(self.transport):
             # A request arrived while the timer was about to fire: serve it instead of closing on it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
@@ -477,6 +578,10 @@ class Connection(asyncio.Protocol):
 
 # A rest of a request body up to this size is read and dropped to keep the connection.
 _REST_BYTES = 65536
+# From the end of the input to the question whether anybody reads: most answers are out by then.
+_PROBE_S = 0.03
+# For input that came while the loop was busy.
+_GRACE_S = 0.1
 
 
 def _has_input(transport: asyncio.Transport) -> bool:

@@ -1,14 +1,25 @@
-"""Back-pressure: the one place where a sender waits."""
+"""Back-pressure: the one place where a sender waits, and how long a peer may keep it waiting."""
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from leanserve.errors import ClientDisconnected
+from leanserve.errors import ClientDisconnected, RemoteProtocolError
+from leanserve.transport.deadlines import NEVER
 
-__all__ = ["WriteGate"]
+if TYPE_CHECKING:
+    from leanserve.transport.connection import Connection
+
+__all__ = ["ReaderWatch", "WriteGate"]
+
+try:
+    from fcntl import ioctl
+    from termios import TIOCOUTQ as _TIOCOUTQ
+except ImportError:  # Windows
+    _TIOCOUTQ = None  # type: ignore[assignment,misc]
 
 # What one sender may write in one turn of the event loop: so many bytes, or a sixty-fourth of them in writes.
 _TURN_BYTES: Final = 1048576
@@ -118,3 +129,56 @@ class WriteGate:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+class ReaderWatch:
+    """Cuts a peer that does not read.
+
+    While a sender waits, the peer has to take ``send_high_water`` bytes within every `timeout_s`, or all that
+    the kernel has for it. What the kernel holds counts as not taken: it makes room in large steps, behind
+    which a slow reader would look like none.
+    """
+
+    __slots__ = ("_connection", "_seen", "_timeout_s", "deadline", "queue_item")
+
+    def __init__(self, connection: Connection, timeout_s: float) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._seen = 0
+        self.deadline = NEVER
+        self.queue_item: list[Any] | None = None
+
+    def begin(self) -> None:
+        """The sender has to wait."""
+        self._seen = sum(self._unsent())
+        self._connection.service.deadlines.set(self, self._timeout_s)
+
+    def deadline_reached(self) -> None:
+        """Called by Deadlines."""
+        connection = self._connection
+        ours, kernels = self._unsent()
+        taken = self._seen - ours - kernels
+        if kernels and taken < connection.service.settings.flow.send_high_water:
+            connection.cut(
+                RemoteProtocolError(
+                    f"it took {max(taken, 0)} bytes of the response in {self._timeout_s:g} s",
+                    cause="slow_reader",
+                )
+            )
+        else:
+            self.begin()
+
+    def _unsent(self) -> tuple[int, int]:
+        """Bytes in the transport, and in the kernel; where that cannot be told, it seems to have some."""
+        transport = self._connection.transport
+        return transport.get_write_buffer_size(), _count_unsent(transport.get_extra_info("socket"))
+
+
+def _count_unsent(sock: Any) -> int:
+    if _TIOCOUTQ is None or sock is None:
+        return 1
+    try:
+        count: int = struct.unpack("i", ioctl(sock.fileno(), _TIOCOUTQ, b"\0\0\0\0"))[0]
+    except OSError:
+        return 1
+    return count

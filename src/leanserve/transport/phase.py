@@ -71,6 +71,8 @@ class Wait(IntEnum):
     FIRST_BYTE = 0
     HEAD = 1
     NEXT_REQUEST = 2
-    REST_OF_BODY = 3
-    LINGER = 4
-    TUNNEL = 5
+    BODY = 3
+    REST_OF_BODY = 4
+    PROBE = 5
+    LINGER = 6
+    TUNNEL = 7

@@ -10,6 +10,7 @@ from leanserve.protocol.events import Request
 from leanserve.protocol.responses import DefaultHeaders
 from leanserve.settings import Settings
 from leanserve.transport.deadlines import Deadlines
+from leanserve.transport.hangup import HangupWatch
 
 if TYPE_CHECKING:
     from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
@@ -26,9 +27,6 @@ class Exchange(Protocol):
 
     def body_ended(self) -> None:
         """The request is complete."""
-
-    def client_finished(self) -> None:
-        """The client will send nothing more (half-close); it may still read."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, or the request broke off."""
@@ -68,6 +66,8 @@ class Service(Protocol):
     settings: Settings
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
+    #: None where the platform has no epoll.
+    hangups: HangupWatch | None
     server_cert: str | None
     recogniser: Recogniser | None
     encoder: ResponseEncoder | None

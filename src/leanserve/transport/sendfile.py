@@ -88,9 +88,11 @@ async def _writable(out: int, connection: Connection) -> None:
     # While the duplicate is open, a socket whose peer reads nothing stays as it is even when its connection
     # is lost: then the gate wakes us.
     connection.gate.watch(waiter)
+    connection.watch_reader(on=True)
     try:
         await waiter
     finally:
+        connection.watch_reader(on=False)
         connection.gate.unwatch(waiter)
         loop.remove_writer(out)
 

@@ -11,10 +11,12 @@ from enum import IntEnum
 from socket import socket
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from leanserve.asgi.cancellation import find_policies
 from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.asgi.http import HttpExchange
 from leanserve.asgi.lifespan import Lifespan
 from leanserve.asgi.messages import App, ExchangeRecord, Running
+from leanserve.asgi.timer import times_all
 from leanserve.errors import RemoteProtocolError, SettingsError
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
@@ -25,6 +27,7 @@ from leanserve.scoreboard import Lane, WorkerState
 from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
+from leanserve.transport.hangup import HangupWatch, make_watch
 from leanserve.transport.roles import Exchange
 from leanserve.transport.tls import build_context
 from leanserve.worker.accept import Acceptor
@@ -106,6 +109,9 @@ class Worker:
         self.context = self.lifespan.context
         self.state = self.lifespan.state
         self.keeps_records = settings.log.access_log
+        self.shutdown = {"event": asyncio.Event()}
+        self.times_requests = times_all(settings.request)
+        self.cancellation, self.policies = find_policies(settings.cancel)
         self.lane = lane
         self.connections: set[Connection] = set()
         self.running: set[Running] = set()
@@ -121,6 +127,7 @@ class Worker:
 
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
+    hangups: HangupWatch | None
     #: ``date``, ``server`` and the operator's own headers; new every second.
     default_headers: DefaultHeaders
     draining: bool = False
@@ -149,6 +156,7 @@ class Worker:
         """
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop.time, self.loop.call_at)
+        self.hangups = None
         started = False
         try:
             await self.lifespan.startup()
@@ -156,12 +164,14 @@ class Worker:
         finally:
             if not started:
                 self.machine.advance(WorkerMove.STOP)
+        self.hangups = make_watch(self.loop)
         self._acceptor = Acceptor(self._new_connection, self.settings, self.listeners, self._tls)
         self.default_headers = self._make_headers(int(time.time()))
         try:
             await self._acceptor.open()
         except OSError:
             self._acceptor.pause()
+            self._close_watches()
             await self.lifespan.shutdown()
             self.machine.advance(WorkerMove.STOP)
             raise
@@ -181,6 +191,7 @@ class Worker:
         """
         drain = self.settings.drain
         self._enter(WorkerMove.DRAIN)
+        self.shutdown["event"].set()
         try:
             await self._pause(drain.pre_stop_delay)
             await self._stop_accepting(keep_listeners)
@@ -189,10 +200,16 @@ class Worker:
             if not await self._wait_idle(drain.drain_timeout, hurry=True):
                 await self._cut()
         finally:
-            self.deadlines.close()
+            self._close_watches()
             self._ticker.cancel()
             await self.lifespan.shutdown()
             self._enter(WorkerMove.STOP)
+
+    def _close_watches(self) -> None:
+        self.deadlines.close()
+        if self.hangups is not None:
+            self.hangups.close()
+            self.hangups = None
 
     async def _stop_accepting(self, keep_listeners: int) -> None:
         await self._acceptor.close(keep_listeners)
