@@ -259,14 +259,44 @@ def test_tls_has_no_half_close(rig: Any) -> None:
     assert it.phase is Phase.CLOSED
 
 
-def test_connection_close_closes_in_stages(rig: Any) -> None:
-    """RFC 9112 section 9.6: bytes that come behind must not cost the client its response by a reset."""
+CLOSE = b"\r\nconnection: close\r\n\r\n"
+SHORT = GET.replace(b"\r\n\r\n", CLOSE)
+
+
+async def closing(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": b"y" * 5_000})
+
+
+@pytest.mark.parametrize("data", [SHORT, GET.replace(b"HTTP/1.1", b"HTTP/1.0")])
+def test_who_says_close_is_closed_at_once(rig: Any, data: bytes) -> None:
+    """RFC 9112 section 9.6: such a client "MUST NOT send further requests on that connection"."""
     it = rig()
-    it.feed(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    it.feed(data)
     assert it.read()[0].closes
+    assert it.phase is Phase.CLOSED
+    assert not it.transport.aborted
+
+
+@pytest.mark.parametrize(
+    ("app", "data"),
+    [
+        pytest.param(echo, SHORT + b"\r\n", id="something came behind it"),
+        pytest.param(echo, POST.replace(b"\r\n\r\n", CLOSE) + b"hello", id="a stray CRLF may follow"),
+        pytest.param(early, POST.replace(b"\r\n\r\n", CLOSE), id="the body is not all here"),
+        pytest.param(closing, GET, id="the application says it"),
+        pytest.param(closing, SHORT, id="the answer is not all sent"),
+    ],
+)
+def test_any_other_close_is_in_stages(rig: Any, app: Any, data: bytes) -> None:
+    """RFC 9112 section 9.6: bytes that come behind must not cost the client its response by a reset."""
+    it = rig(app, kernel_bytes=1_000)
+    it.feed(data)
     assert it.phase is Phase.LINGERING
     it.feed(b"\r\n")
+    it.transport.peer_reads(9_000)
     it.eof()
+    assert it.read()[0].closes
     assert it.phase is Phase.CLOSED
 
 
@@ -274,9 +304,9 @@ def test_a_reset_before_our_fin_is_no_fault_of_the_application(rig: Any) -> None
     def not_connected() -> None:
         raise OSError(107, "Transport endpoint is not connected")
 
-    it = rig()
+    it = rig(closing)
     it.transport.write_eof = not_connected
-    it.feed(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    it.feed(GET)
     it.service.loop.run()
     assert it.phase is Phase.CLOSED
     assert it.service.failures == []

@@ -400,7 +400,7 @@ class Connection(asyncio.Protocol):
         """Request and response are complete: make ready for the next, or close."""
         self.exchange = None
         if self.phase is _LAST:
-            self.finish()
+            self.finish(linger=not self._client_is_done())
             return
         self.phase = _DONE[self.phase]
         codec, service = self.codec, self.service
@@ -502,6 +502,20 @@ class Connection(asyncio.Protocol):
         if handler is not None:
             handler.connection_lost(error)
         self.reset()
+
+    def _client_is_done(self) -> bool:
+        """Whether nothing can come that an immediate close would answer with a reset.
+
+        RFC 9112 section 9.6: a client that sent "close" "MUST NOT send further requests on that connection".
+        Behind a body there may be a stray CRLF (section 2.2), and who still reads a long answer may be slow.
+        """
+        codec = self.codec
+        request = codec.request
+        return (
+            request is not None
+            and not (request.keep_alive or request.body or codec.buffer)
+            and not self.transport.get_write_buffer_size()
+        )
 
     def abort(self) -> None:
         """Close at once; what is unsent is dropped."""
