@@ -468,7 +468,10 @@ class Connection(asyncio.Protocol):
         """
         if self._advance(PhaseMove.FINISH) is not Phase.LINGERING:
             return
-        self.unsent_bytes = self.transport.get_write_buffer_size()
+        self.unsent_bytes = unsent = self.transport.get_write_buffer_size()
+        if not (linger or unsent or self.peer.tls):
+            self.transport.close()  # and connection_lost is on its way: there is nothing to wait for
+            return
         timeouts, drain = self.service.settings.timeouts, self.service.settings.drain
         self._wait(
             Wait.LINGER, drain.drain_idle_timeout if self.service.draining else timeouts.linger_timeout
@@ -507,15 +510,10 @@ class Connection(asyncio.Protocol):
         """Whether nothing can come that an immediate close would answer with a reset.
 
         RFC 9112 section 9.6: a client that sent "close" "MUST NOT send further requests on that connection".
-        Behind a body there may be a stray CRLF (section 2.2), and who still reads a long answer may be slow.
+        Behind a body there may be a stray CRLF of an old client (section 2.2).
         """
-        codec = self.codec
-        request = codec.request
-        return (
-            request is not None
-            and not (request.keep_alive or request.body or codec.buffer)
-            and not self.transport.get_write_buffer_size()
-        )
+        request = self.codec.request
+        return request is not None and not (request.keep_alive or request.body or self.codec.buffer)
 
     def abort(self) -> None:
         """Close at once; what is unsent is dropped."""
@@ -549,8 +547,9 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _advance(self, move: PhaseMove) -> Phase:
+        phase: Phase
         self.phase = phase = _PHASE[self.phase, move]
-        return cast(Phase, phase)
+        return phase
 
     def _wait(self, wait: Wait, seconds: float) -> None:
         self.waits_for = wait

@@ -90,7 +90,8 @@ class WriteGate:
     def lose(self) -> None:
         """The connection is gone: whoever waits, now or later, gets ClientDisconnected."""
         self._close(_LOST)
-        self._wake()
+        if self._waiters:
+            self._wake()
 
     async def wait_open(self) -> None:
         """Wait until writing makes sense again.

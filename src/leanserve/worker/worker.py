@@ -342,7 +342,8 @@ class Worker:
 
     def connection_opened(self, connection: Connection) -> None:
         """A connection was accepted."""
-        self._handshaking.discard(connection)
+        if self._tls is not None:
+            self._handshaking.discard(connection)
         self.connections.add(connection)
         if self.lane is not None:
             self.lane.connection_opened()
