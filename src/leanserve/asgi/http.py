@@ -230,10 +230,20 @@ class HttpExchange:
             AppProtocolError: a message that ASGI or HTTP does not allow here.
             ClientDisconnected: the client has gone.
         """
-        if self.response >= _UNHEARD:
+        state = self.response
+        kind = message["type"]
+        if state is _STREAMING and kind == "http.response.body" and message.get("more_body", False):
+            data = message.get("body", b"")
+            if type(data) is bytes and (size := self.connection.send_piece(data)):
+                self.sent_bytes += size
+                if self.timer is not None:
+                    self.timer.piece_sent(data)
+                if not self.connection.gate.open:
+                    await self.connection.gate.wait_open()
+                return
+        if state >= _UNHEARD:
             self._send_unheard(message)
             return
-        kind = message["type"]
         if kind == "http.response.body":
             waiting = self._body(message)
         elif kind == "http.response.start":
@@ -289,11 +299,7 @@ class HttpExchange:
                     return None
             self._send_head(data, more=bool(more))
         elif self.response is _STREAMING:
-            connection = self.connection
-            if more and data and connection.send_piece(data):
-                self.sent_bytes += len(data)
-                return None if connection.gate.open else connection.gate.wait_open()
-            connection.send_body(data, more=bool(more or self.trailers))
+            self.connection.send_body(data, more=bool(more or self.trailers))
         else:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
         if not self._sends_nothing():

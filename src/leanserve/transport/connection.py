@@ -20,7 +20,7 @@ from leanserve.protocol.events import Data, EndOfBody, Request
 from leanserve.protocol.http1 import FileRange, Http1Codec
 from leanserve.protocol.responses import CHUNK, JOINED_BYTES, Framing
 from leanserve.transport.deadlines import NEVER
-from leanserve.transport.flow import ReaderWatch, WriteGate
+from leanserve.transport.flow import WRITE_COST, ReaderWatch, WriteGate
 from leanserve.transport.peer import Peer, describe_peer
 from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
 from leanserve.transport.roles import Exchange, Service, Tunnel
@@ -317,23 +317,26 @@ class Connection(asyncio.Protocol):
             self._advance(PhaseMove.NO_MORE)
         self._write(pieces, len(body), more=more)
 
-    def send_piece(self, data: bytes) -> bool:
-        """A further piece of a body, not empty and not the last; False (and nothing done) when it needs
+    def send_piece(self, data: bytes) -> int:
+        """A further piece of a body, not the last: its size; 0 (and nothing done) when it needs
         :meth:`send_body`."""
         head, size = self.codec.response, len(data)
         assert head is not None
         if head.framing is _CHUNKED:
-            if size >= JOINED_BYTES:
-                return False
+            if not 0 < size < JOINED_BYTES:
+                return 0
             data = CHUNK % (size, data)
         elif head.framing is _LENGTH and size <= head.left:
-            head.admit(size)
+            head.left -= size
         else:
-            return False
-        self.gate.spend(size)
-        if not self.transport.is_closing():
-            self.transport.write(data)
-        return True
+            return 0
+        gate, transport = self.gate, self.transport
+        gate.credit = credit = gate.credit - size - WRITE_COST  # as spend(), without a call
+        if credit < 0:
+            gate.rest()
+        if not transport.is_closing():
+            transport.write(data)
+        return size
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""

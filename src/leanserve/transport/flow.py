@@ -13,7 +13,7 @@ from leanserve.transport.deadlines import NEVER
 if TYPE_CHECKING:
     from leanserve.transport.connection import Connection
 
-__all__ = ["ReaderWatch", "WriteGate"]
+__all__ = ["WRITE_COST", "ReaderWatch", "WriteGate"]
 
 try:
     from fcntl import ioctl
@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 # What one sender may write in one turn of the event loop: so many bytes, or a sixty-fourth of them in writes.
 _TURN_BYTES: Final = 1048576
-_WRITE_COST: Final = 16384
+WRITE_COST: Final = 16384
 
 
 # Why a gate is closed, as bits: an IntFlag would cost more than all else that a new connection does here.
@@ -44,12 +44,12 @@ class WriteGate:
         call_soon: the loop's; without it senders have no turns.
     """
 
-    __slots__ = ("_call_soon", "_credit", "_shut", "_waiters", "open")
+    __slots__ = ("_call_soon", "_shut", "_waiters", "credit", "open")
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], Any] | None = None) -> None:
         self.open = True
         self._shut = 0
-        self._credit = _TURN_BYTES
+        self.credit = _TURN_BYTES
         self._call_soon = call_soon
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -65,16 +65,21 @@ class WriteGate:
 
     def spend(self, size_bytes: int) -> None:
         """Count a write."""
-        self._credit -= size_bytes + _WRITE_COST
-        if self._credit < 0 and self._call_soon is not None:
-            self._credit = _TURN_BYTES
+        self.credit -= size_bytes + WRITE_COST
+        if self.credit < 0:
+            self.rest()
+
+    def rest(self) -> None:
+        """The credit is used up: others have their turn now."""
+        if self._call_soon is not None:
+            self.credit = _TURN_BYTES
             if not self._shut & _RESTING:
                 self._close(_RESTING)
                 self._call_soon(self._rested)
 
     def begin_turn(self) -> None:
         """The sender has waited for something else: others have had their turn."""
-        self._credit = _TURN_BYTES
+        self.credit = _TURN_BYTES
 
     def _rested(self) -> None:
         self._open(_RESTING)
