@@ -71,10 +71,10 @@ def test_the_code_api_loads_no_event_loop() -> None:
     assert not loaded & {*OF_THE_WORKER, *LARGE}
 
 
-def test_a_worker_needs_neither_wsproto_nor_anyio() -> None:
+def test_a_worker_loads_protocols_when_somebody_speaks_them() -> None:
     loaded = modules_of("import leanserve.worker.process")
-    assert {"asyncio", "h11"} <= loaded
-    assert not loaded & {"wsproto", "leanserve.asgi.websocket", "anyio", "email"}
+    assert {"asyncio", "leanserve.protocol.http1"} <= loaded
+    assert not loaded & {"h11", "wsproto", "leanserve.asgi.websocket", "anyio", "email", "random"}
 
 
 _APP = """

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h11
-
-from leanserve.errors import RemoteProtocolError
 from leanserve.protocol import fastpath, responses, strict
 from leanserve.protocol.events import BodyKind, Data, EndOfBody, Request
 from leanserve.protocol.responses import Framing, ResponseHead
 from leanserve.settings import HttpSettings
 
-__all__ = ["FileRange", "Http1Codec"]
+if TYPE_CHECKING:
+    from leanserve.protocol.reader import StrictReader
 
-# h11's own limit counts what is incomplete; ours are exact and in front of it, so h11's must not interfere.
-_NO_LIMIT = 1 << 40
+__all__ = ["FileRange", "Http1Codec"]
 
 
 class _Reading(IntEnum):
@@ -35,6 +32,8 @@ class _Reading(IntEnum):
 
 # A look-up in an enum class costs as much as a call.
 _HEAD, _BODY, _ENDED = _Reading
+_CHUNKED = BodyKind.CHUNKED
+
 
 class FileRange:
     """Stands for the first `count` bytes of a file in a list of pieces to write."""
@@ -49,9 +48,8 @@ class Http1Codec:
     """Bytes in, events out; responses in, bytes out. One per connection; exchanges share no state."""
 
     __slots__ = (
-        "_gate",
-        "_h11",
         "_left",
+        "_reader",
         "_reading",
         "_recogniser",
         "_scanned",
@@ -68,9 +66,8 @@ class Http1Codec:
         #: Bytes received and not yet made into an event.
         self.buffer: bytes | bytearray = b""
         self._scanned = 0
-        self._h11: h11.Connection | None = None  # of an exchange that is not plain
+        self._reader: StrictReader | None = None  # of an exchange that is not plain
         self._reading = _HEAD
-        self._gate: strict.ChunkGate | None = None
         self._left = 0
         #: The peer has sent its last byte.
         self.eof = False
@@ -134,8 +131,6 @@ class Http1Codec:
         else:
             self._reading = _BODY
             self._left = request.content_length or 0
-            if request.body is BodyKind.CHUNKED:
-                self._gate = strict.ChunkGate(self._settings.trailer_bytes)
         return request
 
     def take_rest(self) -> bytes:
@@ -163,17 +158,15 @@ class Http1Codec:
             self.buffer = buffer
 
     def _read_strictly(self, head: bytes) -> Request:
-        """A head through strict.py and h11: both have to take it."""
-        strict.check_head(head, self._settings)
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_NO_LIMIT)
-        parsed = self._feed(head + b"\r\n\r\n")
-        if not isinstance(parsed, h11.Request):
-            raise RemoteProtocolError("h11 sees no request in a complete head")
-        return strict.build_request(parsed.method, parsed.target, parsed.http_version, list(parsed.headers))
+        from leanserve.protocol.reader import StrictReader  # and h11
+
+        self._reader = StrictReader(self._settings)
+        return self._reader.read_head(head)
 
     def _read_body(self) -> Data | EndOfBody | None:
-        if self._gate is not None:
-            return self._read_chunked(self._gate)
+        assert self.request is not None
+        if self.request.body is _CHUNKED:
+            return self._read_chunked()
         if not self._left:
             self._reading = _ENDED
             return EndOfBody()
@@ -183,29 +176,14 @@ class Http1Codec:
         self._left -= len(data)
         return Data(data)
 
-    def _read_chunked(self, gate: strict.ChunkGate) -> Data | EndOfBody | None:
-        event = self._feed(b"")
-        if event is h11.NEED_DATA and self.buffer:
-            data = bytes(self.buffer)
-            size = gate.take(data)
+    def _read_chunked(self) -> Data | EndOfBody | None:
+        assert self._reader is not None
+        event, size = self._reader.read_chunked(self.buffer)
+        if size:
             self._drop(size)
-            event = self._feed(data[:size])
-        if isinstance(event, h11.Data):
-            return Data(bytes(event.data))
-        if isinstance(event, h11.EndOfMessage):
+        if type(event) is EndOfBody:
             self._reading = _ENDED
-            return EndOfBody()
-        return None
-
-    def _feed(self, data: bytes) -> object:
-        """The one place where h11 is called for reading, and its errors become ours."""
-        assert self._h11 is not None
-        try:
-            if data:
-                self._h11.receive_data(data)
-            return self._h11.next_event()
-        except h11.RemoteProtocolError as error:
-            raise RemoteProtocolError(str(error), status=error.error_status_hint) from error
+        return event
 
     # Sending
 
@@ -293,7 +271,6 @@ class Http1Codec:
     def next_exchange(self) -> None:
         """Forget the finished exchange; the next call of :meth:`next_event` reads a new head."""
         self._reading = _HEAD
-        if self._gate is not None or self._h11 is not None:
-            self._gate = self._h11 = None
+        self._reader = None
         self.request = None
         self.response = None
