@@ -343,6 +343,7 @@ class FakeService:
         self.connections: set[Connection] = set()
         self.running: set[Any] = set()
         self.exchanges: list[Any] = []
+        self.left: list[Any] = []
         self.records: list[ExchangeRecord] = []
         self.refusals: list[RemoteProtocolError] = []
         self.failures: list[Exception] = []
@@ -366,6 +367,9 @@ class FakeService:
 
     def exchange_ended(self, exchange: Any, received_bytes: int, sent_bytes: int) -> None:
         self.running.remove(exchange)
+
+    def client_left(self, exchange: Any) -> None:
+        self.left.append(exchange)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self.records.append(record)

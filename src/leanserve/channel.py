@@ -32,6 +32,8 @@ class WorkerSpec:
         shared: how many of them, the last ones, the other slots have, too.
         channel: the worker's end.
         scoreboard_fd: descriptor of the scoreboard page, or -1 when there is none.
+        tokens: both ends of the pipes that count for all workers: requests at work, requests that wait; or
+            none, when nothing is limited.
         lane: which of the slot's two scoreboard records this worker writes.
         parent_pid: the supervisor, to see whether it died before the worker could ask to be told.
         born_s: monotonic time at which the supervisor began to make the process.
@@ -45,6 +47,7 @@ class WorkerSpec:
     channel: Channel
     shared: int = 0
     scoreboard_fd: int = -1
+    tokens: tuple[tuple[int, int], ...] = ()
     lane: int = 0
     parent_pid: int = 0
     born_s: float = 0.0

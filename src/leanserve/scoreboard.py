@@ -54,6 +54,9 @@ class _Word(IntEnum):
     HEADS_DECLINED = 14
     FRAMES_RECOGNISED = 15
     FRAMES_DECLINED = 16
+    # tokens of the pool that the worker in the lane holds
+    SLOTS_HELD = 17
+    PLACES_HELD = 18
 
 
 class Record(NamedTuple):
@@ -78,6 +81,8 @@ class Record(NamedTuple):
     heads_declined: int
     frames_recognised: int
     frames_declined: int
+    slots_held: int
+    places_held: int
 
 
 class Lane:
@@ -92,7 +97,7 @@ class Lane:
 
     def begin(self, pid: int, generation: int) -> None:
         """A new worker takes the lane: its gauges are zero, the counters stay."""
-        for word in range(_Word.REQUESTS):
+        for word in (*range(_Word.REQUESTS), _Word.SLOTS_HELD, _Word.PLACES_HELD):
             self._words[self._base + word] = 0
         self._words[self._base + _Word.GENERATION] = generation
         self._words[self._base + _Word.STATE] = WorkerState.BOOTING
@@ -132,6 +137,14 @@ class Lane:
         self._words[base + _Word.HEADS_DECLINED] = heads_declined
         self._words[base + _Word.FRAMES_RECOGNISED] = frames_recognised
         self._words[base + _Word.FRAMES_DECLINED] = frames_declined
+
+    def hold_slots(self, change: int) -> None:
+        """So many more requests, or fewer, are at work under the limit of the pool."""
+        self._words[self._base + _Word.SLOTS_HELD] += change
+
+    def hold_places(self, change: int) -> None:
+        """So many more, or fewer, wait in its queue."""
+        self._words[self._base + _Word.PLACES_HELD] += change
 
     def connection_opened(self) -> None:
         """A connection was accepted."""

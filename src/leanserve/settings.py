@@ -16,8 +16,12 @@ from typing import Any
 from leanserve.errors import SettingsError
 from leanserve.option import Frozen, Option, check_value, option
 
+#: The highest limit that can be counted over all processes of a pool (leanserve.tokens).
+MAX_TOKENS = 32768
+
 __all__ = [
     "CancelSettings",
+    "AdmissionSettings",
     "DrainSettings",
     "FlowSettings",
     "HttpSettings",
@@ -268,14 +272,34 @@ class ProxySettings(Frozen):
     )
 
 
+class AdmissionSettings(Frozen):
+    """Admission"""
+
+    max_concurrent_requests: int | None = option(
+        None, "Most requests and WebSockets at work in all workers together; further ones wait or get 503.",
+        aliases=("limit_concurrency",), minimum=1, maximum=MAX_TOKENS,
+    )
+    max_queue: int = option(
+        0, "Most requests that wait until one of them is done; beyond it 503 with Retry-After.",
+        minimum=0, maximum=MAX_TOKENS,
+    )
+    queue_timeout: float | None = option(
+        30.0, "Longest wait; then 503 with Retry-After. None waits for ever.", unit="seconds", minimum=0
+    )
+    fair_by: str | None = option(
+        None, "Who waits is served in turns per 'client' (its address) or per value of this request header."
+    )
+    limit_exempt: tuple[str, ...] = option(
+        ("/health", "/healthz", "/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"),
+        "Path that is neither counted nor limited; may be repeated, and replaces these; '' exempts none.",
+    )
+
+
 class WorkerSettings(Frozen):
     """Worker"""
 
     loop: str = option(
         "auto", "Event loop; auto is uvloop where it is installed.", choices=("auto", "uvloop", "asyncio")
-    )
-    limit_concurrency: int | None = option(
-        None, "Most requests and WebSockets at work in one worker; beyond it 503.", minimum=1
     )
     limit_max_requests: int | None = option(
         None, "Replace a worker after this many requests, its successor ready first.", minimum=1
@@ -350,6 +374,7 @@ class Settings(Frozen):
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     reload: ReloadSettings = field(default_factory=ReloadSettings)
@@ -406,11 +431,13 @@ _BY_NAME = _by_name()
 
 
 # RFC 9110 section 5.6.2 (token) and 5.5 (field-value: no control character but HTAB).
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HEADER = re.compile(_TOKEN + r":[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 def _check_together(settings: Settings) -> None:
     tls = settings.tls
+    _check_admission(settings.admission)
     for line in settings.http.header:
         if not _HEADER.fullmatch(line):
             raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")
@@ -428,3 +455,16 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError(
             f"ssl_cert_reqs {tls.ssl_cert_reqs} needs ssl_ca_certs, to check client certificates against"
         )
+
+
+def _check_admission(settings: AdmissionSettings) -> None:
+    if settings.max_queue and settings.max_concurrent_requests is None:
+        raise SettingsError("max_queue needs max_concurrent_requests: without a limit nobody waits")
+    if settings.fair_by is not None:
+        if not settings.max_queue:
+            raise SettingsError("fair_by needs max_queue: those who wait are served in turns")
+        if not re.fullmatch(_TOKEN, settings.fair_by):
+            raise SettingsError(f"fair_by must be 'client' or the name of a header, not {settings.fair_by!r}")
+    for path in settings.limit_exempt:
+        if path and not path.startswith("/"):
+            raise SettingsError(f"limit_exempt must be a path that begins with '/', not {path!r}")

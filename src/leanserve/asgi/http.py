@@ -135,6 +135,7 @@ class HttpExchange:
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, or the request broke off."""
         if self.response < _UNHEARD:
+            self.service.client_left(self)
             policy, cause = self.cancellation.get("policy"), self.cause or cause_of(exc)
             self.cause = cause
             if policy == "ignore" and BodyState.ENDED <= self.body <= BodyState.DELIVERED:

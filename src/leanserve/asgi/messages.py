@@ -113,6 +113,9 @@ class AppService(Protocol):
     def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
         """The application call has ended, after so many bytes of bodies or messages in either direction."""
 
+    def client_left(self, exchange: Running) -> None:
+        """The connection was lost before the response was complete."""
+
     def exchange_done(self, record: ExchangeRecord) -> None:
         """The response has ended, one way or another."""
 

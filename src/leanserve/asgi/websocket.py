@@ -143,6 +143,7 @@ class WebSocketExchange:
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         if self.life.state is not WebSocketState.CLOSED:
+            self.service.client_left(self)
             self._peer_ended(cause_of(exc))
             self._end(WebSocketMove.LOSE, cause_of(exc))
         if self.reader.paused:

@@ -226,7 +226,7 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
         name: getattr(spec, name)
         for name in (
             "app", "settings", "slot", "generation", "shared",
-            "scoreboard_fd", "lane", "parent_pid", "born_s",
+            "scoreboard_fd", "tokens", "lane", "parent_pid", "born_s",
         )
     }
     facts |= {"channel": spec.channel.fileno(), "listeners": listeners}
@@ -241,6 +241,7 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
             f"from {module} import main_of_spawned as m; sys.exit(m({file.fileno()}))"
         )
         inherited = {file.fileno(), spec.channel.fileno(), *(fd for slot in listeners for fd in slot)}
+        inherited.update(fd for pair in spec.tokens for fd in pair)
         if spec.scoreboard_fd >= 0:
             inherited.add(spec.scoreboard_fd)
         process = subprocess.Popen([sys.executable, "-c", code], pass_fds=sorted(inherited))

@@ -13,6 +13,7 @@ from leanserve.scoreboard import Record, Scoreboard
 from leanserve.settings import Settings
 from leanserve.supervisor.child import Child, ChildState, fork_worker, spawn_worker
 from leanserve.supervisor.signals import SignalQueue
+from leanserve.tokens import Tokens
 
 __all__ = ["Crew"]
 
@@ -26,13 +27,20 @@ class Crew:
         listeners: the sockets of all slots.
         signals: what a forked child has to leave behind.
         entry: dotted name of the function that a worker process runs.
+
+    Raises:
+        SettingsError: the limits of admission are larger than what can be counted here.
     """
 
     def __init__(
         self, app: Any, settings: Settings, listeners: Listeners, signals: SignalQueue, entry: str
     ) -> None:
         self.children: dict[int, Child] = {}
+        limits = settings.admission
         self.scoreboard = Scoreboard.create()
+        self.tokens: list[Tokens] = []
+        if limits.max_concurrent_requests is not None:
+            self.tokens = [Tokens.create(limits.max_concurrent_requests), Tokens.create(limits.max_queue)]
         self._app = app
         self._settings = settings
         self._listeners = listeners
@@ -55,6 +63,7 @@ class Crew:
             shared=self._listeners.shared,
             channel=theirs,
             scoreboard_fd=self.scoreboard.fd,
+            tokens=tuple(tokens.fds for tokens in self.tokens),
             lane=0 if 0 not in taken else 1,
             parent_pid=os.getpid(),
             born_s=time.monotonic(),
@@ -104,9 +113,20 @@ class Crew:
             code = child.wait()
             if code is not None:
                 del self.children[child.pid]
+                self._reclaim(child)
                 ended.append((child, code))
         return ended
 
+    def _reclaim(self, child: Child) -> None:
+        """Give the tokens back that a worker held at its end: what it had noted, or, when nobody is left who
+        could hold one, all that are taken."""
+        record = self.record(child)
+        noted = (0, 0) if record is None else (record.slots_held, record.places_held)
+        for tokens, held in zip(self.tokens, noted, strict=False):
+            tokens.give(held if self.children else tokens.taken())
+
     def close(self) -> None:
-        """Give the scoreboard back. No child is left by then."""
+        """Give scoreboard and tokens back. No child is left by then."""
         self.scoreboard.close()
+        for tokens in self.tokens:
+            tokens.close()

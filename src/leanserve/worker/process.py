@@ -135,6 +135,7 @@ async def _serve(spec: WorkerSpec, app: Any) -> None:
         spec.listeners[spec.slot],
         on_full=lambda: _tell_full(channel),
         lane=lane,
+        token_fds=spec.tokens,
     )
     await worker.start()
     orders = _Orders(worker, channel)

@@ -32,9 +32,11 @@ from leanserve.transport.roles import Exchange
 from leanserve.transport.tls import build_context
 from leanserve.worker.accept import Acceptor
 from leanserve.worker.access_log import write_access
-from leanserve.worker.admission import Admission, overloaded
+from leanserve.worker.admission import Admission
 from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
+from leanserve.worker.lifetime import Lifetime
+from leanserve.worker.slots import make_slots
 
 __all__ = ["Worker", "WorkerMachine", "WorkerMove", "WorkerState"]
 
@@ -79,6 +81,7 @@ class Worker:
         listeners: bound sockets; they stay the caller's to close.
         on_full: called once when ``limit_max_requests`` is reached.
         lane: where the counters go, if anybody reads them.
+        token_fds: of the pool's tokens, when its workers share the limits of admission; needs `lane`.
     """
 
     def __init__(
@@ -89,8 +92,8 @@ class Worker:
         *,
         on_full: Callable[[], None] | None = None,
         lane: Lane | None = None,
+        token_fds: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.app = app
         self.settings = settings
         self.listeners = list(listeners)
         self.machine = WorkerMachine()
@@ -116,9 +119,14 @@ class Worker:
         self.connections: set[Connection] = set()
         self.running: set[Running] = set()
         self.server_cert = _read_certificate(settings)
-        limits = (settings.worker.limit_concurrency, settings.worker.limit_max_requests)
-        self._admission = Admission(settings.worker, on_full) if any(limits) else None
-        self.limits_running = settings.worker.limit_concurrency is not None
+        self.limits_running = settings.admission.max_concurrent_requests is not None
+        self._admission: Admission | None = None
+        if self.limits_running:
+            slots, places = make_slots(settings.admission, lane, token_fds)
+            self._admission = Admission(settings.admission, slots, places, root_path=self.root_path)
+        self.app = app if self._admission is None else self._admission.guard(app)
+        ends = settings.worker.limit_max_requests is not None
+        self._lifetime = Lifetime(settings.worker, on_full) if ends else None
         self._complaints = Complaints(logger)
         self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._changed = asyncio.Event()
@@ -324,17 +332,16 @@ class Worker:
         return connection
 
     def open_exchange(self, connection: Connection, request: Request) -> Exchange:
-        """Begin an exchange; over the limit with our own answer in the application's place."""
-        app = self.app
-        if self._admission is not None and not self._admission.admit(len(self.running)):
-            app = overloaded
+        """Begin an exchange. Whether its application is called at once is the business of admission."""
+        if self._lifetime is not None:
+            self._lifetime.count()
         exchange: HttpExchange | WebSocketExchange
         if request.upgrade:
             from leanserve.asgi.websocket import WebSocketExchange  # and wsproto: a quarter of all imports
 
-            exchange = WebSocketExchange(self, connection, request, app)
+            exchange = WebSocketExchange(self, connection, request, self.app)
         else:
-            exchange = HttpExchange(self, connection, request, app)
+            exchange = HttpExchange(self, connection, request, self.app)
         self.running.add(exchange)
         if self.lane is not None:
             self.lane.request_started()
@@ -368,6 +375,11 @@ class Worker:
             self.lane.request_done()
         if self.draining:
             self._changed.set()
+
+    def client_left(self, exchange: Running) -> None:
+        """The connection was lost before the response was complete: nobody waits for its turn."""
+        if self._admission is not None:
+            self._admission.leave(exchange.task)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """The response has ended."""
