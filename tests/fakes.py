@@ -343,7 +343,6 @@ class FakeService:
         self.connections: set[Connection] = set()
         self.running: set[Any] = set()
         self.exchanges: list[Any] = []
-        self.left: list[Any] = []
         self.records: list[ExchangeRecord] = []
         self.refusals: list[RemoteProtocolError] = []
         self.failures: list[Exception] = []
@@ -369,7 +368,7 @@ class FakeService:
         self.running.remove(exchange)
 
     def client_left(self, exchange: Any) -> None:
-        self.left.append(exchange)
+        """Nobody waits for a turn here."""
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self.records.append(record)

@@ -222,6 +222,18 @@ def busy(spec: WorkerSpec) -> int:
     return obey(spec)
 
 
+def holds_tokens(spec: WorkerSpec) -> int:
+    """Two requests are at work in each worker, and one waits."""
+    from leanserve.worker.slots import make_slots  # and with it asyncio
+
+    lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
+    lane.begin(os.getpid(), spec.generation)
+    slots, places = make_slots(spec.settings.admission, lane, spec.tokens)
+    if not (slots.take() and slots.take() and places.take()):
+        return 1
+    return obey(spec)
+
+
 def broken_stdout(spec: WorkerSpec) -> int:
     """Slot 1 leaves with text in a buffer that nobody can take any more."""
     if spec.slot:
@@ -266,8 +278,8 @@ BEHAVIOURS: dict[str, Callable[[WorkerSpec], int]] = {
     for function in (
         obey, fail, fail_settings, fail_later, killed_in_boot, ready_and_dead, ready_and_dead_later,
         dead_beside_the_old, leaves_orphans, failed_and_dead, slow_boot, stuck_boot, slow_successor,
-        stubborn, slow_to_leave,
-        slow_to_leave_and_dead, full, second_starts_late, late_successor, busy, broken_stdout,
+        stubborn, slow_to_leave, slow_to_leave_and_dead, full, second_starts_late, late_successor, busy,
+        holds_tokens, broken_stdout,
         no_stdout, bug, parent_modules,
     )
 }

@@ -121,6 +121,7 @@ _SAMPLE = {"bool": "yes", "int": "3", "float": "2.5", "str": "text", "tuple": "a
 _SPECIAL = {
     "ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header",
     "disconnect_policy",
+    "max_queue", "fair_by", "limit_exempt",
 }  # fmt: skip
 
 
@@ -147,6 +148,15 @@ def test_precedence() -> None:
     assert parse("--no-reload", LEANSERVE_RELOAD="1").reload.reload is False
     assert parse(LEANSERVE_PORT="").listen.port == 8000
     assert parse("--lifespan-shutdown-timeout", "none").load.lifespan_shutdown_timeout is None
+
+
+def test_admission() -> None:
+    limited = parse("--limit-concurrency", "7", LEANSERVE_MAX_QUEUE="3", LEANSERVE_FAIR_BY="x-api-key")
+    admission = limited.admission
+    assert (admission.max_concurrent_requests, admission.max_queue, admission.fair_by) == (7, 3, "x-api-key")
+    assert parse(LEANSERVE_LIMIT_EXEMPT="/a,/b").admission.limit_exempt == ("/a", "/b")
+    assert parse("--limit-exempt", "").admission.limit_exempt == ("",)
+    assert parse("--queue-timeout", "none").admission.queue_timeout is None
 
 
 def test_repeated_options_in_the_environment() -> None:

@@ -30,7 +30,11 @@ def test_what_is_written_is_read(board: Scoreboard) -> None:
     lane.count_done(2, 11, 22)
     lane.connection_closed()
     lane.websocket_closed()
+    lane.hold_slots(4)
+    lane.hold_slots(-1)
+    lane.hold_places(2)
     record = board.read(3, 1)
+    assert (record.slots_held, record.places_held) == (3, 2)
     assert (record.slot, record.lane, record.pid, record.generation) == (3, 1, 77, 5)
     assert record.state is WorkerState.READY
     assert (record.ready_ns, record.heartbeat_ns) == (1000, 2000)

@@ -61,6 +61,13 @@ def test_flat_names_find_their_group() -> None:
         ({"header": ("sp ace: b",)}, "NAME:VALUE"),
         ({"ssl_keyfile": "k"}, "ssl_keyfile needs ssl_certfile"),
         ({"ssl_cert_reqs": "2", "ssl_certfile": "c"}, "needs ssl_ca_certs"),
+        ({"limit_concurrency": 0}, "max_concurrent_requests must be at least 1"),
+        ({"max_concurrent_requests": 1 << 20}, "must be at most 32768"),
+        ({"max_queue": 1}, "max_queue needs max_concurrent_requests"),
+        ({"max_concurrent_requests": 1, "fair_by": "client"}, "fair_by needs max_queue"),
+        ({"max_concurrent_requests": 1, "max_queue": 1, "fair_by": "a header"}, "fair_by must be"),
+        ({"max_concurrent_requests": 1, "max_queue": 1, "fair_by": ""}, "fair_by must be"),
+        ({"limit_exempt": ("health",)}, "limit_exempt must be a path"),
     ],
 )
 def test_refused(flat: dict[str, Any], message: str) -> None:

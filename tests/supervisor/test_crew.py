@@ -107,6 +107,70 @@ def test_the_record_is_that_of_this_process(crew: Crew) -> None:
     assert record.in_flight == 1
 
 
+@pytest.fixture
+def holding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    """Each worker takes two of seven slots and one of three places."""
+    monkeypatch.setenv("LEANSERVE_TEST_JOURNAL", str(tmp_path / "journal"))
+    yield from make("holds_tokens", max_concurrent_requests=7, max_queue=3)
+
+
+def taken(crew: Crew) -> list[int]:
+    return [tokens.taken() for tokens in crew.tokens]
+
+
+def test_without_a_limit_there_are_no_tokens(crew: Crew) -> None:
+    assert crew.tokens == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_dead_worker_held_is_given_back(holding: Crew, number: signal.Signals) -> None:
+    for child in (first := holding.start(0), second := holding.start(1)):
+        wait_ready(child)
+    assert taken(holding) == [4, 2]
+    first.signal(number)
+    wait_ended(holding)
+    assert taken(holding) == [2, 1]
+    third = holding.start(0)
+    wait_ready(third)
+    assert taken(holding) == [4, 2]
+    second.signal(number)
+    third.signal(number)
+    wait_ended(holding, 2)
+    assert taken(holding) == [0, 0]
+
+
+def test_a_successor_shares_the_limit_of_the_one_that_it_replaces(holding: Crew) -> None:
+    for child in (old := holding.start(0), new := holding.start(0)):
+        wait_ready(child)
+    assert (old.lane, new.lane) == (0, 1)
+    assert taken(holding) == [4, 2]
+    old.signal(signal.SIGKILL)
+    wait_ended(holding)
+    assert taken(holding) == [2, 1]
+
+
+def test_a_lost_token_is_back_when_nobody_is_left(holding: Crew) -> None:
+    """A worker that is killed between taking a token and noting it."""
+    child = holding.start(0)
+    wait_ready(child)
+    assert holding.tokens[0].take()
+    assert taken(holding) == [3, 1]
+    child.signal(signal.SIGKILL)
+    wait_ended(holding)
+    assert taken(holding) == [0, 0]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1])
+def test_killed_at_any_moment(holding: Crew, after_s: float) -> None:
+    """In the worst one, a single token is lost; the limit never grows."""
+    first, second = holding.start(0), holding.start(1)
+    wait_ready(first)
+    time.sleep(after_s)  # it has taken nothing yet, or all of it
+    second.signal(signal.SIGKILL)
+    wait_ended(holding)
+    assert taken(holding) in ([2, 1], [3, 1], [2, 2])
+
+
 def test_no_sibling_keeps_a_channel_open(crew: Crew) -> None:
     """The supervisor's end is held by the supervisor alone: its death is seen at once."""
     children = [crew.start(0), crew.start(1), crew.start(0)]
