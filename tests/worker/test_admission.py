@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -32,6 +33,7 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 
 async def turns() -> None:
+    """Enough for whatever does not wait for something outside."""
     for _ in range(6):
         await asyncio.sleep(0)
 
@@ -46,7 +48,8 @@ class Request:
         self.begun = False
         self.go_on = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
-        self.task = asyncio.get_running_loop().create_task(guarded({**scope, "request": self}, None, self.send))
+        scope = {**scope, "request": self}
+        self.task = asyncio.get_running_loop().create_task(guarded(scope, None, self.send))
 
     async def send(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
@@ -259,6 +262,19 @@ def test_no_wait_is_longer_than_the_shorter_limit(flat: dict[str, Any]) -> None:
     asyncio.run(main())
 
 
+def test_nothing_is_left_of_those_who_waited() -> None:
+    """Their time limits neither."""
+
+    async def main() -> None:
+        crowd = sole(1, 9, queue_timeout=1000.0)
+        _, *waiters = await crowd.arrived(*"aaaa")
+        crowd.admission.leave(waiters[0].task)
+        await crowd.end()
+        assert [it for it in gc.get_objects() if type(it) is module._Waiter] == []
+
+    asyncio.run(main())
+
+
 def test_waiting_without_end() -> None:
     async def main() -> None:
         crowd = sole(1, 1, queue_timeout=None)
@@ -347,8 +363,8 @@ def test_keys(fair_by: str | None) -> None:
 
     async def main() -> None:
         crowd = sole(1, 9, fair_by=fair_by)
-        arrivals = [("a", [(b"x-api-key", b"1")]), ("a", [(b"x-api-key", b"1")]), ("b", [(b"x-api-key", b"1")]),
-                    ("a", [(b"x", b"1"), (b"x-api-key", b"2")]), ("a", [])]  # fmt: skip
+        one, two = (b"x-api-key", b"1"), (b"x-api-key", b"2")
+        arrivals = [("a", [one]), ("a", [one]), ("b", [one]), ("a", [(b"x", b"1"), two]), ("a", [])]
         first = crowd.arrive()
         requests = [crowd.arrive(client, headers=headers) for client, headers in arrivals]
         await turns()
@@ -471,6 +487,7 @@ def close(crowds: list[Crowd], pools: list[Tokens]) -> None:
     for crowd in crowds:
         for slots in (crowd.admission._slots, crowd.admission._places):
             assert isinstance(slots, PoolSlots)
+            assert slots._callback is None  # nobody watches
             slots._tokens.close()
     for pool in pools:
         assert pool.taken() == 0
@@ -510,6 +527,49 @@ def test_the_limits_hold_over_all_that_share(loop: str, seed: int) -> None:
             assert pools[1].taken() == total("waits")
         await asyncio.gather(*(crowd.end() for crowd in crowds))
         close(crowds, pools)
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_slot_that_has_just_become_free_is_for_who_waited_first(loop: str, places: int) -> None:
+    """Nor is the newcomer refused for want of a place, though the loop has not told of the slot yet."""
+
+    async def main() -> None:
+        (crowd,), pools = shared(1, 1, places)
+        assert pools[0].take()  # by another worker
+        (waiter,) = await crowd.arrived("a")
+        pools[0].give()
+        newcomer = crowd.arrive()
+        await asyncio.sleep(0)
+        assert not newcomer.begun
+        await eventually(lambda: waiter.at_work)
+        assert newcomer.waits
+        await crowd.end()
+        assert newcomer.begun
+        close([crowd], pools)
+
+    run(loop, main)
+
+
+def test_who_frees_a_slot_lets_others_ask_first(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanserve.worker.slots._TURN_S", 0.3)
+
+    async def main() -> None:
+        (crowd,), pools = shared(1, 1, 2)
+        first, second = await crowd.arrived("a", "a")
+        assert pools[1].take()  # somebody waits in another worker
+        first.go_on.set()
+        await turns()
+        assert (second.waits, pools[0].taken()) == (True, 0)
+        await eventually(lambda: second.at_work)  # the other did not want it
+        pools[1].give()
+        (third,) = await crowd.arrived("a")
+        second.go_on.set()
+        await turns()
+        assert third.at_work  # nobody else waits: at once
+        await crowd.end()
+        close([crowd], pools)
 
     run(loop, main)
 
@@ -642,10 +702,10 @@ async def opened(worker: Worker, *requests: bytes) -> list[Client]:
     """A connection for each, sent one after the other."""
     clients = []
     for data in requests:
-        before = len(worker.running)
+        there = set(worker.running)
         clients.append(await Client.open(worker))
         await clients[-1].send(data)
-        await eventually(lambda: len(worker.running) > before)
+        await eventually(lambda there=there: worker.running - there)
         await turns()
     return clients
 
@@ -705,7 +765,7 @@ def test_a_waiter_behind_tls_leaves_when_it_closes(loop: str, certificates: Cert
                 reader, writer = await tls_client(worker, context)
                 writer.write(get(path))
                 pairs.append((reader, writer))
-                await eventually(lambda: sum(held(worker)) == len(pairs))  # noqa: B023 - awaited here
+                await eventually(lambda: sum(held(worker)) == len(pairs))
             pairs[1][1].close()
             await eventually(lambda: held(worker) == (1, 0))
             app.go_on.set()

@@ -35,8 +35,9 @@ class Model:
 
     def remove(self, key: Hashable, item: int) -> bool:
         there = item in self.line(key)
-        self.lines = [(known, [each for each in line if (known, each) != (key, item)]) for known, line in self.lines]
-        self.lines = [(known, line) for known, line in self.lines if line]
+        if there:
+            self.line(key).remove(item)
+            self.lines = [(known, line) for known, line in self.lines if line]
         return there
 
 

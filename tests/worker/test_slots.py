@@ -46,8 +46,8 @@ def test_both_kinds_have_it_all() -> None:
     for kind in (SoleSlots, PoolSlots):
         for name, wanted in vars(Slots).items():
             if not name.startswith("_") and callable(wanted):
-                there = getattr(kind, name)
-                assert inspect.signature(there).parameters.keys() == inspect.signature(wanted).parameters.keys()
+                there, wanted = inspect.signature(getattr(kind, name)), inspect.signature(wanted)
+                assert there.parameters.keys() == wanted.parameters.keys(), name
 
 
 @pytest.mark.parametrize("pool", [False, True])
