@@ -754,6 +754,36 @@ def test_a_waiter_that_resets_leaves_at_once(loop: str, kind: str) -> None:
     run(loop, main)
 
 
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_a_waiter_that_nobody_reads_from_leaves_within_a_second(loop: str, half_closed: bool) -> None:
+    """Its body is larger than what is read ahead of the application; or its side is closed already."""
+
+    async def main() -> None:
+        app = App()
+        async with serving(app, max_concurrent_requests=1, max_queue=1) as worker:
+            size = 0 if half_closed else 1 << 20
+            post = b"POST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size
+            first, second = await opened(worker, get("/1"), post)
+            if half_closed:
+                second.shut()
+                await eventually(lambda: any(connection.codec.eof for connection in worker.connections))
+            else:
+                sending = asyncio.ensure_future(second.send(bytes(size)))
+                await eventually(lambda: any(connection.paused for connection in worker.connections))
+                sending.cancel()
+                await asyncio.wait([sending])
+            await asyncio.sleep(1.1)
+            assert held(worker) == (1, 1)  # it has not gone yet
+            second.reset()
+            await eventually(lambda: held(worker) == (1, 0))
+            app.go_on.set()
+            assert (await first.read_one()).status == 200
+            first.sock.close()
+            assert app.begun == ["/1"]
+
+    run(loop, main)
+
+
 def test_a_waiter_behind_tls_leaves_when_it_closes(loop: str, certificates: Certificates) -> None:
     async def main() -> None:
         app = App()

@@ -94,6 +94,11 @@ class Admission:
         at_work, waiting = self._slots.taken(), self._places.taken()
         return f"<Admission {at_work} at work, {waiting} waiting, {len(self._queue)} of them here>"
 
+    @property
+    def waiting(self) -> int:
+        """How many wait in this worker."""
+        return len(self._queue)
+
     def guard(self, app: App) -> App:
         """The application as exchanges see it."""
 
