@@ -88,12 +88,15 @@ class Record(NamedTuple):
 class Lane:
     """The writer's side: the record of one worker. Cheap enough for every request."""
 
-    __slots__ = ("_base", "_in_flight", "_words")
+    __slots__ = ("_base", "_in_flight", "_places_held", "_slots_held", "_words")
 
     def __init__(self, words: memoryview[int], base: int) -> None:
         self._words = words
         self._base = base
-        self._in_flight = base + _Word.IN_FLIGHT  # computed once: it is used with every request
+        # Computed once: they are used with every request.
+        self._in_flight = base + _Word.IN_FLIGHT
+        self._slots_held = base + _Word.SLOTS_HELD
+        self._places_held = base + _Word.PLACES_HELD
 
     def begin(self, pid: int, generation: int) -> None:
         """A new worker takes the lane: its gauges are zero, the counters stay."""
@@ -140,11 +143,11 @@ class Lane:
 
     def hold_slots(self, change: int) -> None:
         """So many more requests, or fewer, are at work under the limit of the pool."""
-        self._words[self._base + _Word.SLOTS_HELD] += change
+        self._words[self._slots_held] += change
 
     def hold_places(self, change: int) -> None:
         """So many more, or fewer, wait in its queue."""
-        self._words[self._base + _Word.PLACES_HELD] += change
+        self._words[self._places_held] += change
 
     def connection_opened(self) -> None:
         """A connection was accepted."""

@@ -107,17 +107,19 @@ class Admission:
             if http and scope["path"] in self._exempt:
                 await app(scope, receive, send)
                 return
-            outcome = await self._enter(scope)
-            if outcome is _Outcome.ADMITTED:
-                begun = monotonic()
-                try:
-                    await app(scope, receive, send)
-                finally:
-                    if http:  # a WebSocket may last for hours, which says nothing about requests
-                        self._measure(monotonic() - begun)
-                    self._release()
-            elif outcome is _Outcome.REFUSED:
-                await overloaded(scope, send, self.retry_after_s())
+            if self._queue or not self._slots.take():
+                outcome = await self._wait_turn(scope)
+                if outcome is _Outcome.REFUSED:
+                    await overloaded(scope, send, self.retry_after_s())
+                if outcome is not _Outcome.ADMITTED:
+                    return
+            begun = monotonic()
+            try:
+                await app(scope, receive, send)
+            finally:
+                if http:  # a WebSocket may last for hours, which says nothing about requests
+                    self._measure(monotonic() - begun)
+                self._release()
 
         return guarded
 
@@ -143,9 +145,7 @@ class Admission:
 
     # In
 
-    async def _enter(self, scope: Any) -> _Outcome:
-        if not self._queue and self._slots.take():
-            return _Outcome.ADMITTED
+    async def _wait_turn(self, scope: Any) -> _Outcome:
         task = asyncio.current_task()
         assert task is not None
         if task in self._gone:
