@@ -20,8 +20,8 @@ from leanserve.option import Frozen, Option, check_value, option
 MAX_TOKENS = 32768
 
 __all__ = [
-    "CancelSettings",
     "AdmissionSettings",
+    "CancelSettings",
     "DrainSettings",
     "FlowSettings",
     "HttpSettings",

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import Certificates
+from leanserve.asgi.cancellation import CANCELLATION
 from leanserve.settings import AdmissionSettings
 from leanserve.tokens import Tokens
 from leanserve.worker import admission as module
@@ -84,13 +85,16 @@ class Crowd:
 
     def __init__(self, slots: Slots, places: Slots, **flat: Any) -> None:
         facts = {"max_concurrent_requests": slots.limit, "max_queue": places.limit, **flat}
-        extra = {name: facts.pop(name) for name in ("root_path", "start_within_s") if name in facts}
+        extra = {name: facts.pop(name) for name in ("root_path",) if name in facts}
         self.admission = Admission(AdmissionSettings(**facts), slots, places, **extra)
         self.requests: list[Request] = []
         self._guarded = self.admission.guard(app)
 
-    def arrive(self, client: str = "a", path: str = "/", kind: str = "http", headers: Any = ()) -> Request:
+    def arrive(
+        self, client: str = "a", path: str = "/", kind: str = "http", headers: Any = (), **limits: float
+    ) -> Request:
         scope = {"type": kind, "path": path, "client": (client, 1), "headers": headers}
+        scope["extensions"] = {CANCELLATION: limits}
         self.requests.append(Request(self._guarded, scope))
         return self.requests[-1]
 
@@ -244,9 +248,7 @@ def test_to_leave_at_work_changes_nothing() -> None:
     "flat",
     [
         {"queue_timeout": 0.05},
-        {"queue_timeout": None, "start_within_s": 0.05},
-        {"queue_timeout": 60.0, "start_within_s": 0.05},
-        {"queue_timeout": 0.0, "start_within_s": 60.0},
+        {"queue_timeout": 0.0},
     ],
 )
 def test_no_wait_is_longer_than_the_shorter_limit(flat: dict[str, Any]) -> None:
@@ -387,7 +389,9 @@ def test_a_client_without_an_address_is_a_key() -> None:
         crowd = sole(1, 1, fair_by="client")
         await crowd.arrived("a")
         crowd._guarded = crowd.admission.guard(app)
-        request = Request(crowd._guarded, {"type": "http", "path": "/", "client": None, "headers": []})
+        extensions: dict[str, Any] = {CANCELLATION: {}}
+        scope = {"type": "http", "path": "/", "client": None, "headers": [], "extensions": extensions}
+        request = Request(crowd._guarded, scope)
         crowd.requests.append(request)
         await turns()
         assert request.waits
@@ -754,8 +758,29 @@ def test_a_waiter_that_resets_leaves_at_once(loop: str, kind: str) -> None:
     run(loop, main)
 
 
+def test_who_cannot_begin_in_time_does_not_wait() -> None:
+    """As far as the work of those before it tells."""
+
+    async def main() -> None:
+        crowd = sole(1, 5)
+        for _ in range(3):
+            crowd.arrive()
+            await turns()
+            await asyncio.sleep(0.05)
+            crowd.requests[-1].go_on.set()
+            await turns()
+        crowd.arrive()
+        await turns()
+        hurried, patient, other = crowd.arrive(timeout=0.01), crowd.arrive(timeout=30.0), crowd.arrive()
+        await turns()
+        assert (hurried.refused, patient.waits, other.waits) == (True, True, True)
+        await crowd.end()
+
+    run("asyncio", main)
+
+
 @pytest.mark.parametrize("half_closed", [False, True])
-def test_a_waiter_that_nobody_reads_from_leaves_within_a_second(loop: str, half_closed: bool) -> None:
+def test_a_waiter_that_nobody_reads_from_leaves_at_once(loop: str, half_closed: bool) -> None:
     """Its body is larger than what is read ahead of the application; or its side is closed already."""
 
     async def main() -> None:
@@ -772,7 +797,7 @@ def test_a_waiter_that_nobody_reads_from_leaves_within_a_second(loop: str, half_
                 await eventually(lambda: any(connection.paused for connection in worker.connections))
                 sending.cancel()
                 await asyncio.wait([sending])
-            await asyncio.sleep(1.1)
+            await asyncio.sleep(0.1)
             assert held(worker) == (1, 1)  # it has not gone yet
             second.reset()
             await eventually(lambda: held(worker) == (1, 0))

@@ -10,6 +10,7 @@ from enum import IntEnum
 from time import monotonic
 from typing import Any
 
+from leanserve.asgi.cancellation import CANCELLATION
 from leanserve.asgi.messages import App
 from leanserve.settings import AdmissionSettings
 from leanserve.worker.queue import FairQueue
@@ -60,7 +61,6 @@ class Admission:
         slots: for requests and WebSockets at work: from the call of the application until it returns.
         places: for those that wait.
         root_path: what stands in front of the paths of the application.
-        start_within_s: what has not begun within this time is of no use to anybody; None: no such limit.
 
     What is promised: no more than the slots are at work and no more than the places wait, in all workers that
     share them; nobody is refused while a slot or a place is free; the application is not called for a client
@@ -77,14 +77,12 @@ class Admission:
         places: Slots,
         *,
         root_path: str = "",
-        start_within_s: float | None = None,
     ) -> None:
         self._slots = slots
         self._places = places
         self._fair_by = settings.fair_by.lower().encode("latin-1") if settings.fair_by else b""
         self._exempt = {root_path + path for path in settings.limit_exempt if path}
-        waits = [wait for wait in (settings.queue_timeout, start_within_s) if wait is not None]
-        self._longest_wait_s = min(waits, default=None)
+        self._longest_wait_s = settings.queue_timeout
         self._queue: FairQueue[_Waiter] = FairQueue()
         self._waiters: dict[asyncio.Task[Any], _Waiter] = {}
         self._gone: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
@@ -93,11 +91,6 @@ class Admission:
     def __repr__(self) -> str:
         at_work, waiting = self._slots.taken(), self._places.taken()
         return f"<Admission {at_work} at work, {waiting} waiting, {len(self._queue)} of them here>"
-
-    @property
-    def waiting(self) -> int:
-        """How many wait in this worker."""
-        return len(self._queue)
 
     def guard(self, app: App) -> App:
         """The application as exchanges see it."""
@@ -135,10 +128,13 @@ class Admission:
             self._release()
 
     def retry_after_s(self) -> int:
-        """In how many seconds a request that comes now would have its turn, as far as one can tell: from the
-        average time at work in this worker, the requests that wait in all workers, and the slots."""
-        turns = (self._places.taken() + 1) / self._slots.limit
-        return min(max(math.ceil(self._work_s * turns), 1), _MAX_RETRY_S)
+        """In how many seconds a refused request should come again."""
+        return min(max(math.ceil(self._expected_wait_s()), 1), _MAX_RETRY_S)
+
+    def _expected_wait_s(self) -> float:
+        """When a request that comes now would have its turn, as far as one can tell: from the average time at
+        work in this worker, the requests that wait in all workers, and the slots."""
+        return self._work_s * (self._places.taken() + 1) / self._slots.limit
 
     def _measure(self, seconds: float) -> None:
         self._work_s += (seconds - self._work_s) * (_NEWEST if self._work_s else 1)
@@ -150,6 +146,9 @@ class Admission:
         assert task is not None
         if task in self._gone:
             return _Outcome.GONE
+        timeout_s = scope["extensions"][CANCELLATION].get("timeout")
+        if timeout_s is not None and self._expected_wait_s() > timeout_s:
+            return _Outcome.REFUSED  # its time would be over before it begins
         key = self._key(scope)
         if not self._take_place(key):
             return _Outcome.REFUSED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 from leanserve.settings import WorkerSettings
@@ -25,6 +24,8 @@ class Lifetime:
         self._on_full = on_full
         self._retire_at: int | None = None
         if settings.limit_max_requests is not None:
+            import random  # with its hashes; few workers ever come here
+
             jitter = random.randint(0, settings.limit_max_requests_jitter)
             self._retire_at = settings.limit_max_requests + jitter
 

@@ -35,7 +35,6 @@ from leanserve.worker.access_log import write_access
 from leanserve.worker.admission import Admission
 from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
-from leanserve.worker.hangups import find_hangups
 from leanserve.worker.lifetime import Lifetime
 from leanserve.worker.slots import make_slots
 
@@ -282,9 +281,6 @@ class Worker:
             self.lane.beat(time.monotonic_ns())
             self._tell_counts(self.lane)
         self._tell_fastpath()
-        if self._admission is not None and self._admission.waiting:
-            for connection in find_hangups(self.connections):
-                connection.abort()  # connection_lost follows, and frees the place
         # A little late rather than early: loops keep time in milliseconds.
         self._ticker = self.loop.call_later(1.002 - now % 1, self._tick)
 
