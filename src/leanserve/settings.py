@@ -98,6 +98,10 @@ class HttpSettings(Frozen):
     )
     header_count: int = option(128, "Most header lines; beyond it 431.", minimum=1)
     trailer_bytes: int = option(8192, "Largest trailer section; beyond it 431.", unit="bytes", minimum=0)
+    max_body_size: int | None = option(
+        None, "Largest request body; beyond it 413. None: the server holds no more of it than the "
+        "application leaves unread.", unit="bytes", minimum=0,
+    )
     server_header: bool = option(True, "Send the server header.")
     date_header: bool = option(True, "Send the date header.")
     header: tuple[str, ...] = option(

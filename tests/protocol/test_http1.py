@@ -152,6 +152,46 @@ def test_a_chunked_body_that_goes_wrong(fast: bool, body: bytes) -> None:
     assert codec.request is not None
 
 
+LIMITED = HttpSettings(max_body_size=11)
+
+
+@pytest.mark.parametrize("request_", [POST, CHUNKED], ids=["length", "chunked"])
+def test_a_body_of_just_the_limit_passes(fast: bool, request_: bytes) -> None:
+    assert flat(read(new(fast, LIMITED), [request_])) == flat(read(new(fast), [request_]))
+
+
+@pytest.mark.parametrize("request_", [POST, CHUNKED], ids=["length", "chunked"])
+def test_a_body_over_the_limit_is_refused_at_every_cut(fast: bool, request_: bytes) -> None:
+    settings = HttpSettings(max_body_size=10)
+    for at in range(len(request_)):
+        codec = new(fast, settings)
+        with pytest.raises(RemoteProtocolError, match="max_body_size") as caught:
+            read(codec, [request_[:at], request_[at:]])
+        assert caught.value.status == 413
+
+
+def test_an_announced_body_over_the_limit_is_refused_with_the_head(fast: bool) -> None:
+    """Before the first byte of it is here, and before the request is an event."""
+    codec = new(fast, LIMITED)
+    codec.receive(b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 12\r\n\r\n")
+    with pytest.raises(RemoteProtocolError) as caught:
+        codec.next_event()
+    assert caught.value.status == 413
+
+
+def test_a_chunk_over_the_limit_is_refused_with_its_size_line(fast: bool) -> None:
+    codec = new(fast, LIMITED)
+    codec.receive(b"PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nb\r\nhello world\r\n")
+    assert isinstance(codec.next_event(), Request)
+    assert codec.next_event() == Data(b"hello world")
+    codec.receive(b"1\r")
+    assert codec.next_event() is None
+    codec.receive(b"\n")
+    with pytest.raises(RemoteProtocolError) as caught:
+        codec.next_event()
+    assert caught.value.status == 413
+
+
 def test_a_head_byte_by_byte_is_not_searched_anew(fast: bool) -> None:
     import time
 

@@ -127,6 +127,46 @@ def test_a_pipelined_pair_at_any_cut(rig: Any, cut: int) -> None:
     assert it.phase is Phase.IDLE
 
 
+def test_an_announced_body_that_is_too_large_never_reaches_the_application(rig: Any) -> None:
+    it = rig(max_body_size=4)
+    it.feed(POST.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n"))
+    (response,) = it.read()
+    assert (response.interim, response.status, response.closes) == ([], 413, True)
+    assert not it.service.exchanges
+    assert it.phase is Phase.LINGERING
+
+
+class Listening:
+    """An application that answers at once, if it is to, and notes what it receives."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self.answers = answers
+        self.heard: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.answers:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        while not self.heard or self.heard[-1]["type"] != "http.disconnect":
+            self.heard.append(await receive())
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_chunked_body_that_grows_too_large(rig: Any, answers: bool) -> None:
+    it = rig(app := Listening(answers=answers), max_body_size=4)
+    it.feed(CHUNKED, b"4\r\nabcd\r\n", b"1\r\ne\r\n0\r\n\r\n")
+    assert [message["type"] for message in app.heard] == ["http.request", "http.disconnect"]
+    assert app.heard[0]["body"] == b"abcd"
+    (response,) = it.read(b"POST")
+    if answers:
+        assert (response.status, response.body, response.complete) == (200, b"part", False)
+    else:
+        assert (response.status, response.closes) == (413, True)
+    assert it.phase is Phase.LINGERING
+    (record,) = it.service.records
+    assert (record.status, record.cause) == (200 if answers else 413, "bad_request")
+
+
 def test_a_pipelined_request_is_not_looked_at_before_its_turn(rig: Any) -> None:
     it = rig(app := Held())
     it.feed(GET + b"\x00junk\r\n\r\n")

@@ -129,9 +129,16 @@ class Http1Codec:
         if not request.body:
             self._reading = _ENDED
         else:
-            self._reading = _BODY
-            self._left = request.content_length or 0
+            self._begin_body(request)
         return request
+
+    def _begin_body(self, request: Request) -> None:
+        limit = self._settings.max_body_size
+        self._reading = _BODY
+        self._left = request.content_length or 0
+        if limit is not None and self._left > limit:
+            # RFC 9110 section 15.5.14. Before the body is read, or asked for with 100 (Continue).
+            raise RemoteProtocolError("announced body larger than max_body_size", status=413)
 
     def take_rest(self) -> bytes:
         """Hand over the bytes behind the head of an upgraded request; they are another protocol's."""

@@ -31,7 +31,7 @@ class StrictReader:
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_NO_LIMIT)
-        self._gate = strict.ChunkGate(settings.trailer_bytes)
+        self._gate = strict.ChunkGate(settings.trailer_bytes, settings.max_body_size)
 
     def read_head(self, head: bytes) -> Request:
         """A head without its empty line: both have to take it. Raises RemoteProtocolError."""

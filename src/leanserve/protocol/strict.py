@@ -224,10 +224,15 @@ class ChunkGate:
     """Walks beside h11 through a chunked body (RFC 9112 section 7.1).
 
     It knows where the message ends, so h11 is never given a byte of the next one, and it refuses what h11
-    takes: bare LF in the trailers, trailers and extensions without bound, control bytes.
+    takes: bare LF in the trailers, trailers, extensions and data without bound, control bytes.
+
+    Args:
+        trailer_limit_bytes: of the whole trailer section.
+        body_limit_bytes: of the data, or None.
     """
 
     __slots__ = (
+        "_body_limit",
         "_data_bytes",
         "_expect",
         "_extension_bytes",
@@ -237,7 +242,7 @@ class ChunkGate:
         "_trailer_limit",
     )
 
-    def __init__(self, trailer_limit_bytes: int) -> None:
+    def __init__(self, trailer_limit_bytes: int, body_limit_bytes: int | None = None) -> None:
         self._expect = _Expect.SIZE
         self._left = 0
         self._line = b""
@@ -245,6 +250,7 @@ class ChunkGate:
         self._extension_bytes = 0
         self._trailer_bytes = 0
         self._trailer_limit = trailer_limit_bytes
+        self._body_limit = body_limit_bytes
 
     @property
     def ended(self) -> bool:
@@ -255,7 +261,7 @@ class ChunkGate:
         """Walk over `data`; return how many of its bytes belong to this message.
 
         Raises:
-            RemoteProtocolError: 400 or 431.
+            RemoteProtocolError: 400, 413 or 431.
         """
         position, size = 0, len(data)
         while position < size and self._expect is not _Expect.NOTHING:
@@ -305,6 +311,9 @@ class ChunkGate:
             raise RemoteProtocolError("malformed chunk size line")
         self._left = int(match[1], 16)
         self._data_bytes += self._left
+        if self._body_limit is not None and self._data_bytes > self._body_limit:
+            # The size line announces its chunk: none of that data is read.
+            raise RemoteProtocolError("chunked body larger than max_body_size", status=413)
         self._extension_bytes += len(match[2])
         if self._extension_bytes > self._data_bytes + _CHUNK_EXTENSION_BYTES:
             raise RemoteProtocolError("chunk extensions outweigh the data")
