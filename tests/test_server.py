@@ -335,3 +335,14 @@ def test_serve_raises_when_the_application_cannot_start(tmp_path: Path) -> None:
     assert done.stdout.startswith("caught"), done.stderr
     assert "no module named 'nosuch_module'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_whom_a_star_trusts_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "leanserve")
+    with Server(hello, port=0, forwarded_allow_ips="10.0.0.1, *", proxy_protocol_allow_ips="*") as server:
+        assert get(server) == get(server) == b"hello"
+    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == ["forwarded_allow_ips"]
+    caplog.clear()
+    with Server(hello, port=0, proxy_headers=False, forwarded_allow_ips="*"):
+        pass
+    assert not caplog.records

@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib.util
+import logging
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -143,6 +144,7 @@ class Server:
         from leanserve.worker.worker import Worker
 
         self._check_alone()
+        _warn(self.settings)
         app = load_app(self.app, self.settings.load)
         listeners = open_listeners(self.settings.listen, 1)
         try:
@@ -268,6 +270,7 @@ def run_supervised(app: Any, settings: Settings) -> int:
     """
     check_early(app, settings)
     logs.configure(settings.log)
+    _warn(settings)
     from leanserve.supervisor.supervisor import Supervisor
 
     return Supervisor(app, settings).run(then_exit=True)
@@ -288,6 +291,10 @@ def check_early(app: Any, settings: Settings) -> None:
         from leanserve.asgi.forwarded import TrustedProxies
 
         TrustedProxies(settings.proxy.forwarded_allow_ips)
+    if settings.proxy.proxy_protocol != "off":
+        from leanserve.asgi.forwarded import TrustedProxies
+
+        TrustedProxies(settings.proxy.proxy_protocol_allow_ips, "proxy_protocol_allow_ips")
     if isinstance(app, str):
         from leanserve.asgi.interfaces import parse_app_string
 
@@ -302,6 +309,19 @@ def check_early(app: Any, settings: Settings) -> None:
         from leanserve.transport.tls import build_context
 
         build_context(settings.tls)
+
+
+def _warn(settings: Settings) -> None:
+    """Say once what may be a mistake and is no error."""
+    proxy = settings.proxy
+    asked = {
+        "forwarded_allow_ips": proxy.proxy_headers,
+        "proxy_protocol_allow_ips": proxy.proxy_protocol != "off",
+    }
+    for name, used in asked.items():
+        if used and "*" in (part.strip() for part in getattr(proxy, name).split(",")):
+            logger = logging.getLogger("leanserve")
+            logger.warning("%s is '*': whoever can connect may say who the client is", name)
 
 
 def _uses_tls(settings: Settings) -> bool:

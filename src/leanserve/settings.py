@@ -274,6 +274,13 @@ class ProxySettings(Frozen):
         "Trusted proxies: addresses, networks, 'unix', or '*' for the last hop whoever it is.",
         environment=("FORWARDED_ALLOW_IPS",),
     )
+    proxy_protocol: str = option(
+        "off", "PROXY protocol (v1, v2) in front of HTTP and TLS; required: all others are closed.",
+        choices=("off", "optional", "required"),
+    )
+    proxy_protocol_allow_ips: str = option(
+        "127.0.0.1,::1", "Peers whose PROXY header is believed: addresses, networks, 'unix', or '*'."
+    )
 
 
 class AdmissionSettings(Frozen):

@@ -28,6 +28,7 @@ from leanserve.transport.sendfile import send_range
 
 if TYPE_CHECKING:
     from leanserve.protocol.fastpath import PlainHead
+    from leanserve.protocol.proxy_header import Endpoints
 
 __all__ = ["Connection"]
 
@@ -49,16 +50,17 @@ class Connection(asyncio.Protocol):
     """The asyncio protocol of one accepted stream."""
 
     __slots__ = (
-        "__weakref__", "codec", "deadline", "exchange", "gate", "paused", "peer", "phase", "queue_item",
-        "reader_watch", "service", "transport", "tunnel", "unsent_bytes", "waits_for",
+        "__weakref__", "codec", "deadline", "endpoints", "exchange", "gate", "paused", "peer", "phase",
+        "queue_item", "reader_watch", "service", "transport", "tunnel", "unsent_bytes", "waits_for",
     )  # fmt: skip
 
     transport: asyncio.Transport
     peer: Peer
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, endpoints: Endpoints | None = None) -> None:
         self.service = service
         self.codec = Http1Codec(service.settings.http, service.recogniser)
+        self.endpoints = endpoints
         self.phase = Phase.OPENING
         self.gate = WriteGate(service.loop.call_soon)
         self.exchange: Exchange | None = None
@@ -78,7 +80,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accepted, and the TLS handshake is over."""
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self.peer = describe_peer(transport, self.service.server_cert)
+        self.peer = describe_peer(transport, self.service.server_cert, self.endpoints)
         high = self.service.settings.flow.send_high_water
         # Both marks: uvloop's own low-water mark is 16 bytes, which makes a writer wait until all is sent.
         transport.set_write_buffer_limits(high=high, low=high // 4)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanserve.transport.tls import describe_tls
+
+if TYPE_CHECKING:
+    from leanserve.protocol.proxy_header import Endpoints
 
 __all__ = ["Peer", "describe_peer"]
 
@@ -29,8 +32,10 @@ class Peer:
     scope: dict[str, Any] | None = None
 
 
-def describe_peer(transport: asyncio.Transport, server_cert: str | None) -> Peer:
-    """Read the addresses and the TLS facts, and set TCP_NODELAY.
+def describe_peer(
+    transport: asyncio.Transport, server_cert: str | None, endpoints: Endpoints | None = None
+) -> Peer:
+    """Read the addresses and the TLS facts, and set TCP_NODELAY. `endpoints`: what a trusted proxy has said.
 
     A peer that has left before we look gives addresses of None (CVE-2024-49769: waitress span on that).
     """
@@ -38,8 +43,8 @@ def describe_peer(transport: asyncio.Transport, server_cert: str | None) -> Peer
         _set_nodelay(transport.get_extra_info("socket"))
     ssl_object = transport.get_extra_info("ssl_object")
     return Peer(
-        client=_address(transport.get_extra_info("peername")),
-        server=_server(transport.get_extra_info("sockname")),
+        client=_address(transport.get_extra_info("peername")) if endpoints is None else endpoints.client,
+        server=_server(transport.get_extra_info("sockname")) if endpoints is None else endpoints.server,
         tls=None if ssl_object is None else describe_tls(ssl_object, server_cert),
     )
 

@@ -10,9 +10,14 @@ import ssl
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from leanserve.errors import RemoteProtocolError
 from leanserve.settings import Settings
+
+if TYPE_CHECKING:
+    from leanserve.worker.proxied import ProxiedDoor
 
 __all__ = ["Acceptor"]
 
@@ -31,19 +36,22 @@ class Acceptor:
     """The listeners of one worker.
 
     Args:
-        factory: makes the protocol of an accepted connection.
+        factory: makes the protocol of an accepted connection; given the ``Endpoints`` of a PROXY header, if
+            there was one.
         settings: backlog and TLS timeouts.
         listeners: bound sockets; ours to listen on, somebody else's to close. Those of inherited descriptors
             are the last ones.
         context: for TLS, or None.
+        complain: called as a logger's method about peers that are refused before they are connections.
     """
 
     def __init__(
         self,
-        factory: Callable[[], asyncio.Protocol],
+        factory: Callable[..., asyncio.Protocol],
         settings: Settings,
         listeners: Sequence[socket.socket],
         context: ssl.SSLContext | None,
+        complain: Callable[..., None] = logger.info,
     ) -> None:
         self._factory = factory
         self._backlog = settings.listen.backlog
@@ -52,7 +60,14 @@ class Acceptor:
         self._lent = (listen.fd is not None) + sum(bind.startswith("fd:") for bind in listen.bind)
         self._listeners = list(listeners)
         self._servers: list[asyncio.AbstractServer] = []
-        self._adopting: list[asyncio.Task[None]] = []
+        self._adopting: set[asyncio.Task[None]] = set()
+        self._complain = complain
+        self._drain_idle_s = settings.drain.drain_idle_timeout
+        self._door: ProxiedDoor | None = None
+        if settings.proxy.proxy_protocol != "off":
+            from leanserve.worker.proxied import ProxiedDoor
+
+            self._door = ProxiedDoor(settings, self._take)
         self._tls: dict[str, Any] = {}
         if context is not None:
             self._tls = {
@@ -66,6 +81,9 @@ class Acceptor:
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
             listener.listen(self._backlog)
+            if self._door is not None:
+                self._door.open(listener)
+                continue
             # The loop closes what it is given; the slot's socket has to outlive this worker.
             sock = listener.dup()
             if sock.family == getattr(socket, "AF_UNIX", None):
@@ -88,6 +106,13 @@ class Acceptor:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if self._door is not None:
+            self._door.pause()
+
+    @property
+    def busy(self) -> bool:
+        """Whether accepted sockets are not connections yet: a PROXY header or a TLS handshake is awaited."""
+        return bool(self._adopting)
 
     async def close(self, keep: int = 0) -> None:
         """Accept what the kernel has queued, then refuse: no client that got through is reset.
@@ -103,12 +128,13 @@ class Acceptor:
         for _ in range(_ARRIVAL_TURNS):
             await asyncio.sleep(0)
         ours = self._listeners[: max(len(self._listeners) - max(keep, self._lent), 0)]
-        loop = asyncio.get_running_loop()
         filtered = [_drop_new_connections(listener) for listener in ours]
-        await self._empty(loop, ours)
+        self._empty(ours)
         if any(filtered):
             await asyncio.sleep(_SETTLE_S)
-            await self._empty(loop, ours)
+            self._empty(ours)
+        if self._door is not None:
+            self._door.hurry(self._drain_idle_s)
         if self._adopting:
             await asyncio.wait(self._adopting, timeout=_HANDSHAKES_S)
         for listener in ours:
@@ -117,26 +143,40 @@ class Acceptor:
             except OSError:
                 pass  # not on every platform for a listening socket; the owner closes it
 
-    async def _empty(self, loop: asyncio.AbstractEventLoop, listeners: Sequence[socket.socket]) -> None:
+    def _empty(self, listeners: Sequence[socket.socket]) -> None:
         """Accept until the queues are empty; a peer that is slow with its TLS handshake holds up nobody."""
         for listener in listeners:
             while True:
                 try:
-                    sock, _ = listener.accept()
+                    sock, name = listener.accept()
                 except (BlockingIOError, InterruptedError):
                     break  # empty
                 except OSError as error:
                     if error.errno != errno.EINVAL:  # a sibling has shut down the socket that we share
                         logger.warning("accept failed while closing: %s", error)
                     break
-                sock.setblocking(False)
-                self._adopting.append(loop.create_task(self._adopt(loop, sock)))
+                self._take(sock, name)
 
-    async def _adopt(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    def _take(self, sock: socket.socket, name: Any) -> None:
+        sock.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._adopt(sock, name))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    async def _adopt(self, sock: socket.socket, name: Any) -> None:
+        factory = self._factory
         try:
-            await loop.connect_accepted_socket(self._factory, sock, **self._tls)
+            if self._door is not None and (endpoints := await self._door.read_header(sock, name)) is not None:
+                factory = partial(factory, endpoints)
+            await asyncio.get_running_loop().connect_accepted_socket(factory, sock, **self._tls)
+        except RemoteProtocolError as error:
+            self._complain("refused %s: %s", name[0] if isinstance(name, tuple) else "a peer", error.reason)
+            sock.close()
         except (OSError, ssl.SSLError, TimeoutError):
             sock.close()  # the peer left, or its handshake failed: what the server would do, too
+        except asyncio.CancelledError:
+            sock.close()
+            raise
 
 
 # linux/filter.h: a classic BPF program on the TCP header: drop if SYN is set, else pass.

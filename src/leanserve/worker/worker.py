@@ -48,6 +48,7 @@ _CANCEL_GRACE_S = 1.0
 
 if TYPE_CHECKING:
     from leanserve.asgi.websocket import WebSocketExchange
+    from leanserve.protocol.proxy_header import Endpoints
 
 
 class WorkerMove(IntEnum):
@@ -173,7 +174,9 @@ class Worker:
             if not started:
                 self.machine.advance(WorkerMove.STOP)
         self.hangups = make_watch(self.loop)
-        self._acceptor = Acceptor(self._new_connection, self.settings, self.listeners, self._tls)
+        self._acceptor = Acceptor(
+            self._new_connection, self.settings, self.listeners, self._tls, self._complaints.add
+        )
         self.default_headers = self._make_headers(int(time.time()))
         try:
             await self._acceptor.open()
@@ -221,7 +224,7 @@ class Worker:
 
     async def _stop_accepting(self, keep_listeners: int) -> None:
         await self._acceptor.close(keep_listeners)
-        if self._handshaking:
+        if self._handshaking or self._acceptor.busy:
             await self._pause(self.settings.drain.drain_idle_timeout)
 
     async def _cut(self) -> None:
@@ -325,8 +328,8 @@ class Worker:
 
     # What connections and exchanges ask
 
-    def _new_connection(self) -> Connection:
-        connection = Connection(self)
+    def _new_connection(self, endpoints: Endpoints | None = None) -> Connection:
+        connection = Connection(self, endpoints)
         if self._tls is not None:
             self._handshaking.add(connection)
         return connection
