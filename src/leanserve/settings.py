@@ -97,7 +97,9 @@ class HttpSettings(Frozen):
         minimum=256,
     )
     header_count: int = option(128, "Most header lines; beyond it 431.", minimum=1)
-    trailer_bytes: int = option(8192, "Largest trailer section; beyond it 431.", unit="bytes", minimum=0)
+    trailer_bytes: int = option(
+        8192, "Largest trailer section; beyond it (or header_count lines) 431.", unit="bytes", minimum=0
+    )
     max_body_size: int | None = option(
         None, "Largest request body; beyond it 413. None: the server holds no more of it than the "
         "application leaves unread.", unit="bytes", minimum=0,

@@ -276,9 +276,12 @@ def test_split_list() -> None:
 
 def gate(data: bytes, pieces: list[int] | None = None, limit: int = 8192) -> tuple[int, bool]:
     """(bytes taken, ended), with `data` cut at the positions of `pieces`."""
-    it, taken = ChunkGate(limit), 0
+    it, taken = ChunkGate(HttpSettings(trailer_bytes=limit)), 0
     for start, end in zip([0, *(pieces or [])], [*(pieces or []), len(data)], strict=True):
-        taken += it.take(data[start:end])
+        at = start
+        while at < end and not it.ended:
+            at += it.take(data[at:end])
+        taken += at - start
     return taken, it.ended
 
 
@@ -326,6 +329,21 @@ def test_trailers_and_extensions_are_bounded(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         gate(data, limit=100)
     assert caught.value.status in (400, 431)
+
+
+def test_the_trailers_are_counted() -> None:
+    lines = b"x:\r\n" * 128
+    assert gate(b"0\r\n" + lines + b"\r\n")[1]
+    with pytest.raises(RemoteProtocolError) as caught:
+        gate(b"0\r\n" + lines + b"x:\r\n\r\n")
+    assert caught.value.status == 431
+
+
+def test_one_call_walks_over_few_lines() -> None:
+    it = ChunkGate(HttpSettings())
+    chunks = b"1\r\na\r\n" * 10_000
+    assert it.take(chunks) == len(chunks) // 10_000 * 32
+    assert it.take(b"fffff\r\n" + b"a" * 0xFFFFF) == 7 + 0xFFFFF  # few lines, however long
 
 
 @given(st.binary(max_size=40))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -165,6 +166,69 @@ def test_a_chunked_body_that_grows_too_large(rig: Any, answers: bool) -> None:
     assert it.phase is Phase.LINGERING
     (record,) = it.service.records
     assert (record.status, record.cause) == (200 if answers else 413, "bad_request")
+
+
+SMALL_CHUNKS = b"1\r\na\r\n" * 5000
+
+
+def run_out(it: Rig) -> None:
+    """All turns that 5000 chunks take, and some more."""
+    for _ in range(20):
+        it.service.loop.run()
+
+
+def test_many_small_chunks_are_read_in_turns(rig: Any) -> None:
+    """One peer does not hold the loop: between two turns others have theirs."""
+    it = rig(receive_high_water=100)
+    seen: list[int] = []
+    it.transport.feed(CHUNKED + SMALL_CHUNKS + b"0\r\n\r\n" + GET)
+    (exchange,) = it.service.exchanges
+
+    def look() -> None:
+        seen.append(exchange.received_bytes)
+        if seen[-1] < 5000:
+            it.service.loop.call_soon(look)
+            assert not it.transport.is_reading()  # what else is sent waits in the kernel
+
+    look()
+    run_out(it)
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 100
+    assert [response.body for response in it.read()] == [b"/" + b"a" * 5000, b"/"]
+    assert it.transport.is_reading()
+
+
+def test_turns_do_not_read_on_for_who_does_not_receive(rig: Any) -> None:
+    it = rig(Held(), receive_high_water=1000)
+    it.feed(CHUNKED + SMALL_CHUNKS)
+    run_out(it)
+    assert not it.connection.yielded
+    assert not it.transport.is_reading()
+    it.feed(SMALL_CHUNKS)
+    run_out(it)
+    assert it.service.exchanges[0].received_bytes == 5000
+
+
+@pytest.mark.parametrize("eof", [False, True])
+def test_a_connection_that_ends_between_two_turns(rig: Any, eof: bool) -> None:
+    it = rig()
+    it.transport.feed(CHUNKED + SMALL_CHUNKS)
+    assert it.connection.yielded
+    if eof:
+        it.eof()
+    else:
+        it.transport.feed_reset()
+    run_out(it)
+    assert it.phase is Phase.CLOSED
+    assert it.service.exchanges[0].received_bytes <= 5000
+
+
+def test_a_fault_in_a_later_turn_is_answered(rig: Any) -> None:
+    it = rig()
+    it.feed(CHUNKED + SMALL_CHUNKS + b"x\r\n")
+    run_out(it)
+    (response,) = it.read()
+    assert response.status == 400
+    assert it.transport.is_reading()  # lingering
 
 
 def test_a_pipelined_request_is_not_looked_at_before_its_turn(rig: Any) -> None:

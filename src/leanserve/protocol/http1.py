@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from leanserve.errors import RemoteProtocolError
 from leanserve.protocol import fastpath, responses, strict
 from leanserve.protocol.events import BodyKind, Data, EndOfBody, Request
 from leanserve.protocol.responses import Framing, ResponseHead
@@ -184,10 +185,11 @@ class Http1Codec:
         return Data(data)
 
     def _read_chunked(self) -> Data | EndOfBody | None:
-        assert self._reader is not None
-        event, size = self._reader.read_chunked(self.buffer)
-        if size:
-            self._drop(size)
+        reader = self._reader
+        assert reader is not None
+        event = reader.read_body(b"")
+        while event is None and self.buffer:
+            event = reader.read_body(self._take(reader.measure(self.buffer)))
         if type(event) is EndOfBody:
             self._reading = _ENDED
         return event

@@ -31,7 +31,7 @@ class StrictReader:
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_NO_LIMIT)
-        self._gate = strict.ChunkGate(settings.trailer_bytes, settings.max_body_size)
+        self._gate = strict.ChunkGate(settings)
 
     def read_head(self, head: bytes) -> Request:
         """A head without its empty line: both have to take it. Raises RemoteProtocolError."""
@@ -41,17 +41,17 @@ class StrictReader:
             raise RemoteProtocolError("h11 sees no request in a complete head")
         return strict.build_request(parsed.method, parsed.target, parsed.http_version, list(parsed.headers))
 
-    def read_chunked(self, buffer: bytes | bytearray) -> tuple[Data | EndOfBody | None, int]:
-        """The next event of a chunked body, and how many of the bytes in `buffer` were taken for it; what is
-        behind them is the next message's, or not needed yet. Raises RemoteProtocolError."""
-        event, size = self._feed(b""), 0
-        if event is h11.NEED_DATA and buffer:
-            data = bytes(buffer)
-            size = self._gate.take(data)
-            event = self._feed(data[:size])
+    def measure(self, buffer: bytes | bytearray) -> int:
+        """How many bytes of `buffer` are the next to read of a chunked body; what is behind them is the next
+        message's, or for another call. Raises RemoteProtocolError."""
+        return self._gate.take(buffer)
+
+    def read_body(self, data: bytes) -> Data | EndOfBody | None:
+        """The next event of a chunked body behind `data`, as measured. Raises RemoteProtocolError."""
+        event = self._feed(data)
         if isinstance(event, h11.Data):
-            return Data(bytes(event.data)), size
-        return EndOfBody() if isinstance(event, h11.EndOfMessage) else None, size
+            return Data(bytes(event.data))
+        return EndOfBody() if isinstance(event, h11.EndOfMessage) else None
 
     def _feed(self, data: bytes) -> object:
         """The one place where h11 is called, and its errors become ours."""

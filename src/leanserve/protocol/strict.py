@@ -44,6 +44,8 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*(?:;[^\x00-\x08\x0a-\x1f\x
 _CHUNK_LINE_BYTES = 4096
 # Extensions may cost as much as the data that they come with, and this much besides.
 _CHUNK_EXTENSION_BYTES = 16384
+# Of a chunked body (size lines, ends of data, trailers) that are walked over in one call.
+_LINES_PER_TAKE = 64
 
 
 def check_partial_head(buffer: bytes | bytearray, settings: HttpSettings, seen: int = 0) -> None:
@@ -227,44 +229,44 @@ class ChunkGate:
     takes: bare LF in the trailers, trailers, extensions and data without bound, control bytes.
 
     Args:
-        trailer_limit_bytes: of the whole trailer section.
-        body_limit_bytes: of the data, or None.
+        settings: the limits.
     """
 
     __slots__ = (
-        "_body_limit",
         "_data_bytes",
         "_expect",
         "_extension_bytes",
         "_left",
         "_line",
+        "_settings",
         "_trailer_bytes",
-        "_trailer_limit",
+        "_trailers",
     )
 
-    def __init__(self, trailer_limit_bytes: int, body_limit_bytes: int | None = None) -> None:
+    def __init__(self, settings: HttpSettings) -> None:
         self._expect = _Expect.SIZE
         self._left = 0
         self._line = b""
         self._data_bytes = 0
         self._extension_bytes = 0
         self._trailer_bytes = 0
-        self._trailer_limit = trailer_limit_bytes
-        self._body_limit = body_limit_bytes
+        self._trailers = 0
+        self._settings = settings
 
     @property
     def ended(self) -> bool:
         """Whether the message is complete."""
         return self._expect is _Expect.NOTHING
 
-    def take(self, data: bytes) -> int:
-        """Walk over `data`; return how many of its bytes belong to this message.
+    def take(self, data: bytes | bytearray) -> int:
+        """Walk over `data`; return how many of its bytes belong to this message, or fewer if they are many
+        lines: the work of one call is bounded.
 
         Raises:
             RemoteProtocolError: 400, 413 or 431.
         """
-        position, size = 0, len(data)
-        while position < size and self._expect is not _Expect.NOTHING:
+        position, size, lines = 0, len(data), 0
+        while position < size and lines < _LINES_PER_TAKE and self._expect is not _Expect.NOTHING:
             if self._expect is _Expect.DATA:
                 step = min(self._left, size - position)
                 self._left -= step
@@ -276,6 +278,7 @@ class ChunkGate:
             self._line += data[position : end or size]
             position = end or size
             if end:
+                lines += 1
                 line, self._line = self._line, b""
                 self._end_line(line)
             else:
@@ -283,7 +286,7 @@ class ChunkGate:
         return position
 
     def _check_partial_line(self) -> None:
-        limit = self._trailer_limit if self._expect is _Expect.TRAILER else _CHUNK_LINE_BYTES
+        limit = self._settings.trailer_bytes if self._expect is _Expect.TRAILER else _CHUNK_LINE_BYTES
         if len(self._line) > limit:
             raise RemoteProtocolError("line too long in a chunked body", status=431)
         if self._expect is _Expect.DATA_END and self._line != b"\r":
@@ -299,8 +302,10 @@ class ChunkGate:
         elif line == b"\r\n":
             self._expect = _Expect.NOTHING
         else:
+            self._trailers += 1
             self._trailer_bytes += len(line)
-            if self._trailer_bytes > self._trailer_limit:
+            limits = self._settings
+            if self._trailer_bytes > limits.trailer_bytes or self._trailers > limits.header_count:
                 raise RemoteProtocolError("trailer section too large", status=431)
             if _TRAILER_LINE.fullmatch(line) is None:
                 raise RemoteProtocolError("malformed trailer line")
@@ -311,7 +316,8 @@ class ChunkGate:
             raise RemoteProtocolError("malformed chunk size line")
         self._left = int(match[1], 16)
         self._data_bytes += self._left
-        if self._body_limit is not None and self._data_bytes > self._body_limit:
+        limit = self._settings.max_body_size
+        if limit is not None and self._data_bytes > limit:
             # The size line announces its chunk: none of that data is read.
             raise RemoteProtocolError("chunked body larger than max_body_size", status=413)
         self._extension_bytes += len(match[2])

@@ -38,6 +38,8 @@ _IDLE, _ACTIVE, _LAST, _PHASE = Phase.IDLE, Phase.ACTIVE, Phase.LAST, PhaseMachi
 _REQUEST, _LAST_REQUEST = PhaseMachine.on(PhaseMove.REQUEST), PhaseMachine.on(PhaseMove.LAST_REQUEST)
 _DONE = PhaseMachine.on(PhaseMove.DONE)
 _NEXT_REQUEST, _BODY = Wait.NEXT_REQUEST, Wait.BODY
+# Of a body, in one turn of reading. Each read is one, but for a chunked body: there each chunk is.
+_PIECES_PER_TURN = 64
 _CHUNKED, _LENGTH = Framing.CHUNKED, Framing.LENGTH
 # asyncio's own writelines never told its protocol to pause, whatever the peer left unread, from Python 3.12.0
 # until 3.12.9 and 3.13.2 (CVE-2024-12254).
@@ -52,6 +54,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "__weakref__", "codec", "deadline", "endpoints", "exchange", "gate", "paused", "peer", "phase",
         "queue_item", "reader_watch", "service", "transport", "tunnel", "unsent_bytes", "waits_for",
+        "yielded",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -70,6 +73,7 @@ class Connection(asyncio.Protocol):
         self.waits_for = Wait.FIRST_BYTE
         self.paused = False
         self.reader_watch: ReaderWatch | None = None  # made when the peer lets bytes wait
+        self.yielded = False  # a turn of reading is to come: nothing more is read from the kernel before
         self.unsent_bytes = 0  # at the last look while lingering
 
     def __repr__(self) -> str:
@@ -170,7 +174,7 @@ class Connection(asyncio.Protocol):
 
     def _read(self) -> None:
         codec, service = self.codec, self.service
-        came = 0
+        came = pieces = 0
         while (event := codec.next_event()) is not None:
             if type(event) is Request:
                 if event.keep_alive and not service.draining:
@@ -186,10 +190,13 @@ class Connection(asyncio.Protocol):
             elif type(event) is Data:
                 came += len(event.data)
                 self.exchange.body_received(event.data)
+                pieces += 1
+                if pieces >= _PIECES_PER_TURN and codec.buffer:
+                    self._end_turn()
+                    self._await_body(came)
+                    return
             else:
                 assert type(event) is EndOfBody
-                if self.waits_for is _BODY:
-                    self.deadline = NEVER
                 self.exchange.body_ended()
                 self._request_ended()
                 break
@@ -223,9 +230,26 @@ class Connection(asyncio.Protocol):
             time_s = min(time_s, left_s + came / settings.body_min_rate)
         self._wait(_BODY, time_s)
 
+    def _end_turn(self) -> None:
+        """So many small chunks are here that other connections have their turn first."""
+        if not self.yielded:
+            self.yielded = True
+            if not self.paused:
+                self.transport.pause_reading()
+            self.service.loop.call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self.yielded = False
+        if self.phase <= _LAST:
+            self._guard(self._read)
+        if not self.yielded and not self.paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
     def _request_ended(self) -> None:
-        """The last byte of a request came after its response had ended."""
-        if self.waits_for is Wait.REST_OF_BODY and self.deadline != NEVER:
+        """No more has to come; if its response has ended already, it is time for the next request."""
+        if self.waits_for is _BODY:
+            self.deadline = NEVER
+        elif self.waits_for is Wait.REST_OF_BODY and self.deadline != NEVER:
             self.next_exchange()
 
     def _read_on(self) -> None:
@@ -245,7 +269,8 @@ class Connection(asyncio.Protocol):
         """Leave further bytes in the kernel."""
         if self.phase < Phase.LINGERING and not self.paused:
             self.paused = True
-            self.transport.pause_reading()
+            if not self.yielded:
+                self.transport.pause_reading()
             self._watch_for_reset()
             if self.waits_for is _BODY:
                 self.deadline = NEVER
@@ -254,7 +279,7 @@ class Connection(asyncio.Protocol):
         """Read again."""
         if self.paused:
             self.paused = False
-            if not self.transport.is_closing():
+            if not self.yielded and not self.transport.is_closing():
                 self.transport.resume_reading()
             self._await_body(0)
 
