@@ -179,8 +179,15 @@ def run_out(it: Rig) -> None:
 
 def test_many_small_chunks_are_read_in_turns(rig: Any) -> None:
     """One peer does not hold the loop: between two turns others have theirs."""
-    it = rig(receive_high_water=100)
+    it = rig(receive_high_water=10)
     seen: list[int] = []
+    resume, early = it.transport.resume_reading, []
+
+    def resume_reading() -> None:
+        early.append(it.connection.yielded)
+        resume()
+
+    it.transport.resume_reading = resume_reading
     it.transport.feed(CHUNKED + SMALL_CHUNKS + b"0\r\n\r\n" + GET)
     (exchange,) = it.service.exchanges
 
@@ -193,6 +200,8 @@ def test_many_small_chunks_are_read_in_turns(rig: Any) -> None:
     look()
     run_out(it)
     assert max(after - before for before, after in itertools.pairwise(seen)) <= 100
+    assert early  # the application has received meanwhile
+    assert not any(early)
     assert [response.body for response in it.read()] == [b"/" + b"a" * 5000, b"/"]
     assert it.transport.is_reading()
 

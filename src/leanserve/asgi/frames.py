@@ -100,9 +100,10 @@ class FrameReader:
             self._read()
 
     def go_on(self) -> None:
-        """The listener wants more (or always did: then nothing happens)."""
+        """The listener wants more (or always did: then nothing happens). In a later turn of the loop: else an
+        application that only receives would take all that is here without ever waiting."""
         if self.paused and self._turn is None:
-            self._read()
+            self._turn = self._connection.service.loop.call_soon(self._read)
 
     def settle(self) -> None:
         """What came before a fault has been dealt with: tell of it now."""
