@@ -31,6 +31,8 @@ NOT_RUN = {
     "sequence websocket": "played by test_flow.py",
     "sequence death": "played by test_flow.py",
     "sequence roll": "played by test_flow.py",
+    "nginx": "run by tests/e2e/test_proxies.py",
+    "haproxy": "run by tests/e2e/test_proxies.py",
 }
 
 
