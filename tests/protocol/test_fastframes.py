@@ -316,3 +316,17 @@ def test_messages_out_are_those_of_wsproto(message: str | bytes) -> None:
     codec, strict = new(FrameRecogniser()), FrameProtocol(client=False, extensions=[])
     sent = codec.send_text(message) if isinstance(message, str) else codec.send_bytes(message)
     assert b"".join(sent) == strict.send_data(message)
+
+
+def test_a_frame_is_given_back_in_pieces() -> None:
+    """The work of one call is bounded, however long the frame is."""
+    whole = frame(TEXT, b"a" * 1_000_000 + b"\xff")
+    found = FrameRecogniser().recognise_frame(whole[:14], 0, 1 << 24)
+    assert found is not None
+    part, size = found
+    assert isinstance(part, PartFrame)
+    assert part.add(whole, size, len(whole)) is None
+    assert not part.plain
+    pieces = list(part.give_back())
+    assert b"".join(pieces) == whole
+    assert max(map(len, pieces)) == 65536

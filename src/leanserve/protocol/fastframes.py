@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from codecs import getincrementaldecoder
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
 
@@ -27,8 +28,8 @@ _NOTHING_YET: Final = (None, 0)
 _TABLES_FROM: Final = 384
 _NUMPY_FROM: Final = 768
 
-# Pieces of a long frame below this size are put together.
-_SMALL_PIECE: Final = 4096
+# What is given back at a time; a multiple of the key's length.
+_PIECE_BYTES: Final = 65536
 
 _from_bytes = int.from_bytes  # looked up once: the rest of unmasking a short message costs little more
 _Utf8Decoder = getincrementaldecoder("utf-8")
@@ -112,14 +113,14 @@ class PartFrame:
         size_bytes: of the payload.
     """
 
-    __slots__ = ("_decoder", "_head", "_pieces", "_recogniser", "_size_bytes", "missing_bytes", "plain")
+    __slots__ = ("_decoder", "_head", "_payload", "_recogniser", "_size_bytes", "missing_bytes", "plain")
 
     def __init__(self, recogniser: FrameRecogniser, head: bytes, size_bytes: int) -> None:
         self._recogniser = recogniser
         self._head = head
         self._decoder = _Utf8Decoder() if head[0] == _TEXT else None
         self._size_bytes = size_bytes
-        self._pieces: list[bytes] = []
+        self._payload = bytearray()
         #: How much of the payload is still to come.
         self.missing_bytes = size_bytes
         #: Whether it still may be plain. If not, the strict way has to be given what came: :meth:`give_back`.
@@ -132,10 +133,7 @@ class PartFrame:
         key = self._head[-4:]
         piece = unmask(data, start, end, key[turned:] + key[:turned])
         self.missing_bytes -= end - start
-        if self._pieces and len(self._pieces[-1]) < _SMALL_PIECE:
-            self._pieces[-1] += piece  # a message that comes byte by byte must not cost fifty times its size
-        else:
-            self._pieces.append(piece)
+        self._payload += piece
         try:
             if self.missing_bytes:
                 if self._decoder is not None:
@@ -143,8 +141,7 @@ class PartFrame:
                     # the end, from all bytes at once: in pieces it could take four times the memory.
                     self._decoder.decode(piece)
                 return None
-            payload = b"".join(self._pieces)
-            message = payload if self._decoder is None else payload.decode()
+            message = bytes(self._payload) if self._decoder is None else self._payload.decode()
         except UnicodeDecodeError:
             self.plain = False
             self._recogniser.decline("text that is no UTF-8")
@@ -152,10 +149,13 @@ class PartFrame:
         self._recogniser.recognised += 1
         return message
 
-    def give_back(self) -> bytes:
-        """The frame as it came, so far. Masking is its own inverse (RFC 6455 section 5.3)."""
-        payload = b"".join(self._pieces)
-        return self._head + unmask(payload, 0, len(payload), self._head[-4:])
+    def give_back(self) -> Iterator[bytes]:
+        """The frame as it came, so far, in pieces: all at once would hold the event loop. Masking is its own
+        inverse (RFC 6455 section 5.3)."""
+        yield self._head
+        payload, key = self._payload, self._head[-4:]
+        for start in range(0, len(payload), _PIECE_BYTES):
+            yield unmask(payload, start, min(start + _PIECE_BYTES, len(payload)), key)
 
 
 def _read_length(data: bytes | bytearray) -> int:

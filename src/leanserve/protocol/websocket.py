@@ -27,6 +27,8 @@ from leanserve.errors import AppProtocolError, RemoteProtocolError
 from leanserve.protocol.deflate import BoundedDeflate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from leanserve.protocol.fastframes import FrameRecogniser, PartFrame
 
 __all__ = [
@@ -191,7 +193,7 @@ class WebSocketCodec:
 
     __slots__ = (
         "_at", "_bounds", "_close_sent", "_compressed", "_ended", "_frames", "_max_size_bytes", "_part",
-        "_partial", "_pending", "_recogniser", "_slice_bytes", "_strict",
+        "_partial", "_pending", "_recogniser", "_returned", "_slice_bytes", "_strict",
     )  # fmt: skip
 
     def __init__(
@@ -210,6 +212,8 @@ class WebSocketCodec:
         # Whether wsproto has the frame under way. Never half: it gives a message back to nobody.
         self._strict = recogniser is None
         self._part: PartFrame | None = None
+        # The beginning of a frame that was not plain after all; what is pending stands behind it.
+        self._returned: Iterator[bytes] | None = None
         # What has been received, dealt with up to _at, and empty when that is the end. Mostly it is one read,
         # which need not be copied.
         self._pending: bytes | bytearray = b""
@@ -269,13 +273,19 @@ class WebSocketCodec:
             if not self._strict:
                 return message
         frame = self._next_frame()
-        while frame is None and self._pending and not self._ended:
+        while frame is None and (self._pending or self._returned is not None) and not self._ended:
             self._frames.receive_bytes(self._take(self._slice_bytes))
             frame = self._next_frame()
         return None if frame is None else self._to_event(frame)
 
     def _take(self, most: int) -> bytes:
         """Bytes for wsproto: at most so many, and none of the next frame, which may be plain again."""
+        if self._returned is not None:
+            piece = next(self._returned, b"")
+            if piece:
+                self._bounds.fed_bytes += len(piece)
+                return piece
+            self._returned = None
         if self._recogniser is not None:
             most = min(most, self._bounds.missing_bytes)
         piece = bytes(self._pending[self._at : self._at + most])
@@ -320,8 +330,7 @@ class WebSocketCodec:
         self._part = None
         if message is None:
             self._strict = True
-            self._pending = part.give_back() + self._pending[self._at :]
-            self._at = 0
+            self._returned = part.give_back()
         return message
 
     def _next_frame(self) -> Frame | None:
@@ -339,7 +348,7 @@ class WebSocketCodec:
         # RFC 6455 sections 7.1.7 and 5.5.1: nothing behind a failure or behind a Close is processed.
         self._ended = True
         self._pending, self._at = b"", 0
-        self._partial = None
+        self._partial = self._returned = None
 
     def _to_event(self, frame: Frame) -> WebSocketEvent:
         opcode, payload = frame.opcode, frame.payload
