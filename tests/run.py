@@ -33,22 +33,34 @@ def install_node_client() -> None:
         print(f"ws was not installed: {error}", flush=True)
 
 
-def install_browser() -> None:
-    """Chromium, in CI only: nobody else wants a browser installed by a test command."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    wanted = os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get")
-    if not wanted or any(map(shutil.which, names)):
+# What the tests want of the system: Debian's package, and the names under which it may be there.
+SYSTEM = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "nginx-light": ("nginx",),
+    "haproxy": ("haproxy",),
+}
+
+
+def install_system() -> None:
+    """Chromium, nginx and haproxy, in CI only: nobody else wants them installed by a test command."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    missing = [
+        package
+        for package, names in SYSTEM.items()
+        if not any(shutil.which(name, path=path) for name in names)
+    ]
+    if not (missing and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get")):
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "chromium"]
-    try:
-        for command in (["apt-get", "update", "--quiet"], install):
+    install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends"]
+    for command in (["apt-get", "update", "--quiet"], *([*install, package] for package in missing)):
+        try:
             subprocess.run(
                 command, env=environment, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
                 timeout=300, check=True,
             )
-    except (subprocess.SubprocessError, OSError) as error:
-        print(f"chromium was not installed: {error}", flush=True)
+        except (subprocess.SubprocessError, OSError) as error:
+            print(f"not done: {' '.join(command)}: {error}", flush=True)
 
 
 def run(name: str, command: list[str]) -> bool:
@@ -64,7 +76,7 @@ def run(name: str, command: list[str]) -> bool:
 def main(arguments: list[str]) -> int:
     """Run all gates, the tests last, so that their summary is the last thing to read."""
     install_node_client()
-    install_browser()
+    install_system()
     passed = [run(name, command) for name, command in GATES.items()]
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT, check=False)
     return tests.returncode or (0 if all(passed) else 1)
