@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from harness import Certificates, Serving
 
@@ -19,14 +18,7 @@ ServeFactory = Callable[..., Serving]
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """A certificate for localhost, 127.0.0.1 and ::1, and its authority."""
-    folder = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    server = authority.issue_cert("localhost", "127.0.0.1", "::1")
-    authority.cert_pem.write_to_path(folder / "authority.pem")
-    server.private_key_pem.write_to_path(folder / "key.pem")
-    for number, blob in enumerate(server.cert_chain_pems):
-        blob.write_to_path(folder / "certificate.pem", append=number > 0)
-    return Certificates(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
+    return Certificates.make(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import trustme
+
 APPS = Path(__file__).parent / "e2e" / "apps"
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
@@ -33,6 +35,17 @@ class Certificates:
     authority: Path
     certificate: Path
     key: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Certificates:
+        """A certificate for localhost, 127.0.0.1 and ::1, and its authority, written to `folder`."""
+        authority = trustme.CA()
+        server = authority.issue_cert("localhost", "127.0.0.1", "::1")
+        authority.cert_pem.write_to_path(folder / "authority.pem")
+        server.private_key_pem.write_to_path(folder / "key.pem")
+        for number, blob in enumerate(server.cert_chain_pems):
+            blob.write_to_path(folder / "certificate.pem", append=number > 0)
+        return cls(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
 
     def options(self) -> list[str]:
         """The server's command line for them."""
