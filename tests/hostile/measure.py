@@ -98,7 +98,9 @@ class Server:
         self._command = shlex.split(command.format(port=self.port))
         if certificates is not None:
             self._command += certificates.options()
-        self._environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+        self._environment = {
+            **os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        }
         if quick:
             self._environment |= {
                 f"LEANSERVE_{name.upper()}": str(value) for name, value in QUICK.items() if name in SETTINGS
