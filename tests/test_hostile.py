@@ -12,28 +12,27 @@ from harness import Certificates
 from hostile import measure as measuring
 from hostile.__main__ import line, main
 from hostile.attacks import ATTACKS, Attack
-from hostile.measure import COMMAND, GoodClients, Row, Server, measure
+from hostile.measure import COMMAND, Beside, Row, Server, attacked, measure
 from hostile.peer import Outcomes, Peer, Target
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
-def attacked(
+def under_attack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
-) -> Iterator[tuple[bool, Server, GoodClients]]:
+) -> Iterator[tuple[bool, Server, Beside]]:
     tls = request.param == "tls"
     folder = tmp_path_factory.mktemp("hostile")
-    with Server(COMMAND, folder, certificates if tls else None, quick=True) as server:
-        with GoodClients(server) as good:
-            yield tls, server, good
+    with attacked(COMMAND, folder, certificates if tls else None, quick=True) as (server, beside):
+        yield tls, server, beside
         assert "Traceback" not in server.output
 
 
 @pytest.mark.timeout(180)
-def test_attacks(attacked: tuple[bool, Server, GoodClients]) -> None:
-    tls, server, good = attacked
+def test_attacks(under_attack: tuple[bool, Server, Beside]) -> None:
+    tls, server, beside = under_attack
     for name, attack in ATTACKS.items():
         if attack.tls is tls:
-            row = measure(server, good, name, attack, quick=True)
+            row = measure(server, beside, name, attack, quick=True)
             assert not row.faults, line(row)
             assert row.alive
             assert sum(row.outcomes.values()) == attack.quick
@@ -74,8 +73,8 @@ def test_what_stays_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             outcomes.counts["closed"] += 1
 
     monkeypatch.setattr(measuring, "_SETTLE_S", 0.2)
-    with Server(COMMAND, tmp_path, None, quick=False) as server, GoodClients(server) as good:
-        row = measure(server, good, "stays", Attack(stays, 3, 3, ("closed",)), quick=True)
+    with attacked(COMMAND, tmp_path, None, quick=False) as (server, beside):
+        row = measure(server, beside, "stays", Attack(stays, 3, 3, ("closed",)), quick=True)
     for peer in left:
         peer.reset()
     assert row.fds == 3

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness import Certificates
 from hostile.attacks import ATTACKS
-from hostile.measure import COMMAND, GoodClients, Row, Server, measure
+from hostile.measure import COMMAND, Row, attacked, measure
 
 _HEAD = (
     "attack                      conns      s  p99 calm  ratio  busy ms  stall ms  rss MiB  ratio  fds  tasks"
@@ -41,9 +41,9 @@ def rows(names: Iterable[str], command: str, quick: bool) -> Iterator[Row]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             certificates = Certificates.make(Path(folder)) if tls else None
-            with Server(command, Path(folder), certificates, quick) as server, GoodClients(server) as good:
+            with attacked(command, Path(folder), certificates, quick) as (server, beside):
                 for name, attack in group:
-                    yield measure(server, good, name, attack, quick)
+                    yield measure(server, beside, name, attack, quick)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

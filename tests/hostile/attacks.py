@@ -20,6 +20,7 @@ _CHUNKED = _UPLOAD + b"transfer-encoding: chunked\r\n\r\n"
 _AT_ONCE = 100
 _ENDLESS_BYTES = 64 << 20  # where an attack without end ends
 _SLOW_PAUSE_S = 1.0
+_ARRIVING, _ARRIVAL_S = 10, 0.01  # slow peers come one after the other: a thousand a second
 _READ_BYTES = 4096  # what the kernel takes for a peer that does not read
 
 
@@ -30,12 +31,14 @@ async def _slow(
     target: Target, count: int, outcomes: Outcomes, life: Callable[[Peer], Awaitable[str]]
 ) -> None:
     """`count` lives at once, until the server ends them or the time is over."""
-    standing = 0
+    standing, arriving = 0, asyncio.Semaphore(_ARRIVING)
 
     async def one(_: int) -> str:
         nonlocal standing
         try:
-            peer = await Peer.open(target, receive_buffer=_READ_BYTES)
+            async with arriving:
+                peer = await Peer.open(target, receive_buffer=_READ_BYTES)
+                await asyncio.sleep(_ARRIVAL_S)
         finally:
             standing += 1
             if standing == count:

@@ -37,11 +37,9 @@ QUICK = {
 }
 # What a worker may hold no more of than before.
 HELD = ("fds", "tasks", "protocols")
-_WARM = 2000  # connections of a warm-up, at most
 _WARM_HOLD_S = 3.0
 _SETTLE_S = 30.0
-_CALM_S = 3.0
-_CALM_QUICK_S = 0.1
+_LEAST_S = 0.2  # in which good clients have their say
 _HOLD_S = 3.0
 _HOLD_QUICK_S = 1.0
 _ATTACK_WITHIN_S = 300.0
@@ -59,8 +57,8 @@ class Row:
         rss_ratio: resident memory, against that behind a first round of the same attack.
         busy_ms: most CPU time of the loop's thread at one stretch.
         stall_ms: longest time that the loop did not come round, whatever the machine had to do.
-        calm_p99_ms: of the good clients, before and behind.
-        p99_ratio: of the good clients while it ran, against calm.
+        calm_p99_ms: of good clients of a second server, which nobody attacks, at the same time.
+        p99_ratio: of the good clients of the attacked server, against that.
         good: their requests while it ran.
         faults: what must not be, and does not depend on time.
     """
@@ -91,9 +89,9 @@ class Row:
 class Server:
     """A server of the application under attack, in a session of its own; a context manager."""
 
-    def __init__(self, command: str, folder: Path, certificates: Certificates | None, quick: bool) -> None:
+    def __init__(self, command: str, log: Path, certificates: Certificates | None, quick: bool) -> None:
         self.port = free_port()
-        self.log = folder / "server.log"
+        self.log = log
         self.certificates = certificates
         self._command = shlex.split(command.format(port=self.port))
         if certificates is not None:
@@ -218,58 +216,78 @@ def _settled(server: Server, base: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.05)
 
 
-async def _attack(
-    attack: Attack, count: int, target: Target, good: GoodClients | None
-) -> tuple[Outcomes, dict[str, Any]]:
-    """Run it; of slow peers the good clients see the time from when all stand."""
+class Beside:
+    """Good clients of the attacked server, and of its twin that nobody attacks."""
+
+    def __init__(self, good: GoodClients, calm: GoodClients) -> None:
+        self._good, self._calm = good, calm
+        self.failures: list[str] = []
+
+    def look(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What became of the requests of both since the last look."""
+        seen = self._good.take(), self._calm.take()
+        self.failures += [failure for one in seen for failure in one["failures"]]
+        return seen
+
+
+@contextlib.contextmanager
+def attacked(
+    command: str, folder: Path, certificates: Certificates | None, quick: bool
+) -> Iterator[tuple[Server, Beside]]:
+    """The server to attack, its twin, and the good clients of both."""
+    with (
+        Server(command, folder / "server.log", certificates, quick) as server,
+        Server(command, folder / "twin.log", certificates, quick) as twin,
+        GoodClients(server) as good,
+        GoodClients(twin) as calm,
+    ):
+        yield server, Beside(good, calm)
+
+
+async def _attack(attack: Attack, count: int, target: Target, beside: Beside) -> Outcomes:
+    """Run it. Where peers are slow, the look behind it tells of the time from when all of them stand."""
     outcomes = Outcomes()
-    run = asyncio.ensure_future(attack.run(target, count, outcomes))
-    failures: list[str] = []
     async with asyncio.timeout(_ATTACK_WITHIN_S):
-        if attack.hold_s is not None and good is not None:
+        run = asyncio.ensure_future(attack.run(target, count, outcomes))
+        beside.look()
+        least = asyncio.ensure_future(asyncio.sleep(_LEAST_S))
+        if attack.hold_s is not None:
             held = asyncio.ensure_future(outcomes.held.wait())
             await asyncio.wait({run, held}, return_when="FIRST_COMPLETED")
-            failures = good.take()["failures"]
+            held.cancel()
+            beside.look()
         await run
-    seen = good.take() if good is not None else {"failures": []}
-    seen["failures"] = failures + seen["failures"]
-    return outcomes, seen
+        await least
+    return outcomes
 
 
-def _calm(good: GoodClients, seconds: float) -> dict[str, Any]:
-    good.take()
-    time.sleep(seconds)
-    return good.take()
-
-
-def measure(server: Server, good: GoodClients, name: str, attack: Attack, quick: bool) -> Row:
+def measure(server: Server, beside: Beside, name: str, attack: Attack, quick: bool) -> Row:
     """One attack, twice unless quick: the first round makes the memory grow to what such an attack needs."""
     count = attack.quick if quick else attack.full
     hold_s = _HOLD_QUICK_S if quick else attack.hold_s or _HOLD_S
-    calm_s = _CALM_QUICK_S if quick else _CALM_S
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         pids, held = server.pids, server.probe(collect=True)
         if not quick:
             first = Target(server.port, min(hold_s, _WARM_HOLD_S))
-            runner.run(_attack(attack, min(count, _WARM), first, None))
+            runner.run(_attack(attack, count, first, beside))
         base = _settled(server, held)
-        before = _calm(good, calm_s)
         server.probe()
         begun = time.monotonic()
-        outcomes, under = runner.run(_attack(attack, count, Target(server.port, hold_s), good))
+        outcomes = runner.run(_attack(attack, count, Target(server.port, hold_s), beside))
         seconds = time.monotonic() - begun
+        good, calm = beside.look()
         now = server.probe()
     then = _settled(server, held)
-    after = _calm(good, calm_s)
-    calm_p99 = (before["p99_ms"] + after["p99_ms"]) / 2
+    beside.look()
     row = Row(
         name, count, seconds, dict(outcomes.counts), outcomes.longest_s, server.pids == pids,
         *(then[what] - held[what] for what in HELD),
         rss_ratio=then["rss"] / base["rss"], rss_mib=then["rss"] / (1 << 20),
-        busy_ms=now["busy_ms"], stall_ms=now["stall_ms"], calm_p99_ms=calm_p99,
-        p99_ratio=under.get("p99_ms", float("nan")) / calm_p99, good=under["count"],
+        busy_ms=now["busy_ms"], stall_ms=now["stall_ms"], calm_p99_ms=calm["p99_ms"],
+        p99_ratio=good["p99_ms"] / calm["p99_ms"], good=good["count"],
     )
-    row.faults += _faults(attack, row, [*before["failures"], *under["failures"], *after["failures"]])
+    row.faults += _faults(attack, row, beside.failures)
+    beside.failures.clear()
     return row
 
 
