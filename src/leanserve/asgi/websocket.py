@@ -259,8 +259,7 @@ class WebSocketExchange:
         kind, state = message["type"], self.life.state
         handler = _HANDLERS.get((state, kind))
         if handler is not None:
-            may_wait = handler(self, message)
-            if may_wait and not self.connection.gate.open:
+            if handler(self, message) and not self.connection.gate.open:
                 await self.connection.gate.wait_open()
         elif kind not in _KINDS:
             raise AppProtocolError(f"a WebSocket application cannot send {kind!r}")
@@ -324,18 +323,21 @@ class WebSocketExchange:
         return more
 
     def _send(self, message: Message) -> bool:
-        data = message.get("bytes")
-        if isinstance(data, bytes):
-            pieces = self.codec.send_bytes(data)
-        elif isinstance(data, (bytearray, memoryview)):
-            pieces = self.codec.send_bytes(bytes(data))
-        elif data is None and isinstance(text := message.get("text"), str):
+        data, text = message.get("bytes"), message.get("text")
+        if data is None and isinstance(text, str):
             pieces = self.codec.send_text(text)
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            pieces = self.codec.send_bytes(bytes(data))
         else:
             raise AppProtocolError("websocket.send needs bytes in 'bytes' or a str in 'text'")
-        for piece in pieces:
-            self.connection.write(piece)
-            self.record.sent_bytes += len(piece)
+        size = len(pieces[0])
+        if len(pieces) == 1:
+            self.connection.write(pieces[0])
+        else:
+            payload = len(pieces[1])
+            self.connection.write_pieces(pieces, payload)
+            size += payload
+        self.record.sent_bytes += size
         return True
 
     def _close_by_app(self, message: Message) -> bool:

@@ -25,6 +25,7 @@ from wsproto.frame_protocol import (
 
 from leanserve.errors import AppProtocolError, RemoteProtocolError
 from leanserve.protocol.deflate import BoundedDeflate
+from leanserve.protocol.responses import JOINED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +58,6 @@ _TEXT_HEADS: Final = [bytes((0x80 | Opcode.TEXT, size)) for size in range(126)]
 _BINARY_HEADS: Final = [bytes((0x80 | Opcode.BINARY, size)) for size in range(126)]
 _HEAD_16: Final = Struct("!BBH")
 _HEAD_64: Final = Struct("!BBQ")
-# Below this size, copying a payload costs less than a second write.
-_COPIED_BYTES: Final = 262144
 
 _NO_RSV: Final = RsvBits(False, False, False)
 
@@ -435,7 +434,7 @@ def _build_frame(heads: list[bytes], data: bytes) -> tuple[bytes, ...]:
     if size < 65536:
         return (_HEAD_16.pack(heads[0][0], 126, size) + data,)
     head = _HEAD_64.pack(heads[0][0], 127, size)
-    return (head + data,) if size < _COPIED_BYTES else (head, data)
+    return (head + data,) if size < JOINED_BYTES else (head, data)
 
 
 def _may_be_sent(code: int) -> bool:

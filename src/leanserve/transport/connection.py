@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from leanserve.errors import IllegalTransition, RemoteProtocolError
@@ -342,7 +342,7 @@ class Connection(asyncio.Protocol):
         assert codec.response is not None
         if codec.response.close:
             self._advance(PhaseMove.NO_MORE)
-        self._write(pieces, len(body), more=more)
+        self.write_pieces(pieces, len(body), more=more)
 
     def send_piece(self, data: bytes) -> int:
         """A further piece of a body, not the last: its size; 0 (and nothing done) when it needs
@@ -368,10 +368,10 @@ class Connection(asyncio.Protocol):
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
         if pieces := self.codec.encode_pieces(data, more=more):
-            self._write(pieces, len(data), more=more)
+            self.write_pieces(pieces, len(data), more=more)
 
-    def _write(self, pieces: list[bytes], size: int, *, more: bool) -> None:
-        """`size` bytes of a body with their framing: in one write, unless joining would copy much."""
+    def write_pieces(self, pieces: Sequence[bytes], size: int, *, more: bool = True) -> None:
+        """`size` bytes of a body or a message with their framing: joined, unless that would copy much."""
         if more:
             self.gate.spend(size)  # who has no more to say does not wait for a turn
         if self.transport.is_closing():  # asyncio logs a warning for each write to a broken connection

@@ -39,13 +39,14 @@ def describe_peer(
 
     A peer that has left before we look gives addresses of None (CVE-2024-49769: waitress span on that).
     """
+    fact = transport.get_extra_info
     if not type(transport).__module__.startswith("uvloop"):  # which has set it, on every TCP transport
-        _set_nodelay(transport.get_extra_info("socket"))
-    ssl_object = transport.get_extra_info("ssl_object")
+        _set_nodelay(fact("socket"))
+    ssl_object = fact("ssl_object")
     return Peer(
-        client=_address(transport.get_extra_info("peername")) if endpoints is None else endpoints.client,
-        server=_server(transport.get_extra_info("sockname")) if endpoints is None else endpoints.server,
-        tls=None if ssl_object is None else describe_tls(ssl_object, server_cert),
+        _address(fact("peername")) if endpoints is None else endpoints.client,
+        _server(fact("sockname")) if endpoints is None else endpoints.server,
+        None if ssl_object is None else describe_tls(ssl_object, server_cert),
     )
 
 
@@ -60,10 +61,10 @@ def _set_nodelay(sock: socket.socket | None) -> None:
 
 
 def _address(name: Any) -> tuple[str, int] | None:
-    return (name[0], name[1]) if isinstance(name, tuple) and len(name) >= 2 else None
+    if not isinstance(name, tuple) or len(name) < 2:
+        return None
+    return name if len(name) == 2 else (name[0], name[1])  # what is behind them is IPv6's
 
 
 def _server(name: Any) -> tuple[str, int | None] | None:
-    if isinstance(name, str) and name:
-        return (name, None)
-    return _address(name)
+    return (name, None) if isinstance(name, str) and name else _address(name)
