@@ -88,15 +88,19 @@ class Record(NamedTuple):
 class Lane:
     """The writer's side: the record of one worker. Cheap enough for every request."""
 
-    __slots__ = ("_base", "_in_flight", "_places_held", "_slots_held", "_words")
+    __slots__ = (
+        "_accepted", "_base", "_connections", "_in_flight", "_places_held", "_slots_held", "_words",
+    )  # fmt: skip
 
     def __init__(self, words: memoryview[int], base: int) -> None:
         self._words = words
         self._base = base
-        # Computed once: they are used with every request.
+        # Computed once: these are used with every request or connection.
         self._in_flight = base + _Word.IN_FLIGHT
         self._slots_held = base + _Word.SLOTS_HELD
         self._places_held = base + _Word.PLACES_HELD
+        self._connections = base + _Word.CONNECTIONS
+        self._accepted = base + _Word.CONNECTIONS_TOTAL
 
     def begin(self, pid: int, generation: int) -> None:
         """A new worker takes the lane: its gauges are zero, the counters stay."""
@@ -151,12 +155,12 @@ class Lane:
 
     def connection_opened(self) -> None:
         """A connection was accepted."""
-        self._words[self._base + _Word.CONNECTIONS] += 1
-        self._words[self._base + _Word.CONNECTIONS_TOTAL] += 1
+        self._words[self._connections] += 1
+        self._words[self._accepted] += 1
 
     def connection_closed(self) -> None:
         """A connection is gone."""
-        self._words[self._base + _Word.CONNECTIONS] -= 1
+        self._words[self._connections] -= 1
 
     def websocket_opened(self) -> None:
         """A WebSocket handshake was accepted."""

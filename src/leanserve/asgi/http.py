@@ -53,7 +53,7 @@ _METHODS = {name.encode(): name for name in ("GET", "POST", "HEAD", "PUT", "DELE
 _WAITING, _HELD, _STREAMING = ResponseState.WAITING, ResponseState.HELD, ResponseState.STREAMING
 _UNHEARD, _DONE = ResponseState.UNHEARD, ResponseState.DONE
 _LAST_BODY = ResponseMove.LAST_BODY
-_UNREAD = BodyState.UNREAD
+_UNREAD, _ENDED, _DELIVERED, _CUT = BodyState.UNREAD, BodyState.ENDED, BodyState.DELIVERED, BodyState.CUT
 _RESPONSE, _BODY = ResponseMachine.TABLE, BodyMachine.TABLE
 _SAID, _COMPLETE = _RESPONSE[_WAITING, ResponseMove.START], _RESPONSE[_HELD, _LAST_BODY]
 _BODYLESS = _BODY[_UNREAD, BodyMove.END]
@@ -113,7 +113,7 @@ class HttpExchange:
     def body_received(self, data: bytes) -> None:
         """Bytes of the request body."""
         self.received_bytes += len(data)
-        if self.response >= _UNHEARD or self.body is BodyState.CUT:
+        if self.response >= _UNHEARD or self.body is _CUT:
             return  # nobody will ask for it
         if not self.undelivered:
             self.undelivered = data  # one read, one message: handed on as it is
@@ -197,9 +197,9 @@ class HttpExchange:
     async def receive(self) -> Message:
         """ASGI receive."""
         while True:
-            if self.response >= _DONE or self.body is BodyState.CUT:
+            if self.response >= _DONE or self.body is _CUT:
                 return {"type": "http.disconnect"}
-            if self.undelivered or self.body is BodyState.ENDED:
+            if self.undelivered or self.body is _ENDED:
                 return self._deliver()
             self._ask_for_body()
             self._body_move(BodyMove.ASK)
@@ -219,7 +219,7 @@ class HttpExchange:
         if body:
             self.undelivered = b""
             self.connection.resume_reading()
-        if self.body is BodyState.ENDED:
+        if self.body is _ENDED:
             self._body_move(BodyMove.DELIVER)
             return {"type": "http.request", "body": body, "more_body": False}
         return {"type": "http.request", "body": body, "more_body": True}

@@ -35,6 +35,9 @@ class _Reading(IntEnum):
 _HEAD, _BODY, _ENDED = _Reading
 _CHUNKED = BodyKind.CHUNKED
 
+# So little is copied sooner than made a bytearray, and copied again for each small request in it.
+_COPIED_BYTES = 8192
+
 
 class FileRange:
     """Stands for the first `count` bytes of a file in a list of pieces to write."""
@@ -159,6 +162,8 @@ class Http1Codec:
         buffer = self.buffer
         if size == len(buffer):
             self.buffer = b""
+        elif type(buffer) is bytes and len(buffer) <= _COPIED_BYTES:
+            self.buffer = buffer[size:]
         else:
             # A bytearray gives up its beginning without moving the rest: many small requests in one read.
             buffer = bytearray(buffer) if isinstance(buffer, bytes) else buffer

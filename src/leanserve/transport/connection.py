@@ -34,10 +34,13 @@ __all__ = ["Connection"]
 
 
 # A look-up in an enum class costs as much as a call; these stand in the path of every request.
-_IDLE, _ACTIVE, _LAST, _PHASE = Phase.IDLE, Phase.ACTIVE, Phase.LAST, PhaseMachine.TABLE
+_OPENING, _IDLE, _ACTIVE, _LAST, _LINGERING = (
+    Phase.OPENING, Phase.IDLE, Phase.ACTIVE, Phase.LAST, Phase.LINGERING,
+)  # fmt: skip
+_PHASE, _FINISH, _LOST = PhaseMachine.TABLE, PhaseMove.FINISH, PhaseMove.LOST
 _REQUEST, _LAST_REQUEST = PhaseMachine.on(PhaseMove.REQUEST), PhaseMachine.on(PhaseMove.LAST_REQUEST)
 _DONE = PhaseMachine.on(PhaseMove.DONE)
-_NEXT_REQUEST, _BODY = Wait.NEXT_REQUEST, Wait.BODY
+_FIRST_BYTE, _HEAD, _BODY, _NEXT_REQUEST = Wait.FIRST_BYTE, Wait.HEAD, Wait.BODY, Wait.NEXT_REQUEST
 # Of a body, in one turn of reading. Each read is one, but for a chunked body: there each chunk is.
 _PIECES_PER_TURN = 64
 _CHUNKED, _LENGTH = Framing.CHUNKED, Framing.LENGTH
@@ -64,13 +67,13 @@ class Connection(asyncio.Protocol):
         self.service = service
         self.codec = Http1Codec(service.settings.http, service.recogniser)
         self.endpoints = endpoints
-        self.phase = Phase.OPENING
+        self.phase = _OPENING
         self.gate = WriteGate(service.loop.call_soon)
         self.exchange: Exchange | None = None
         self.tunnel: Tunnel | None = None
         self.deadline = NEVER
         self.queue_item: list[Any] | None = None
-        self.waits_for = Wait.FIRST_BYTE
+        self.waits_for = _FIRST_BYTE
         self.paused = False
         self.reader_watch: ReaderWatch | None = None  # made when the peer lets bytes wait
         self.yielded = False  # a turn of reading is to come: nothing more is read from the kernel before
@@ -84,12 +87,14 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accepted, and the TLS handshake is over."""
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self.peer = describe_peer(transport, self.service.server_cert, self.endpoints)
-        high = self.service.settings.flow.send_high_water
+        service = self.service
+        self.peer = describe_peer(transport, service.server_cert, self.endpoints)
+        settings = service.settings
+        high = settings.flow.send_high_water
         # Both marks: uvloop's own low-water mark is 16 bytes, which makes a writer wait until all is sent.
         transport.set_write_buffer_limits(high=high, low=high // 4)
-        self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
-        self.service.connection_opened(self)
+        self._wait(_FIRST_BYTE, settings.timeouts.first_byte_timeout)
+        service.connection_opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer."""
@@ -123,7 +128,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; called once."""
-        self._advance(PhaseMove.LOST)
+        self._advance(_LOST)
         service = self.service
         service.deadlines.forget(self)
         if self.reader_watch is not None:
@@ -205,8 +210,8 @@ class Connection(asyncio.Protocol):
         if not codec.buffer:
             return
         if self.phase <= _IDLE:
-            if self.waits_for is not Wait.HEAD:
-                self._wait(Wait.HEAD, service.settings.timeouts.header_timeout)
+            if self.waits_for is not _HEAD:
+                self._wait(_HEAD, service.settings.timeouts.header_timeout)
         elif len(codec.buffer) > service.settings.flow.receive_high_water:
             self.pause_reading()  # pipelined requests wait in the kernel, not here
 
@@ -255,7 +260,7 @@ class Connection(asyncio.Protocol):
     def _read_on(self) -> None:
         """Take up a pipelined request. Its application runs in a later turn of the loop: no peer holds the
         worker by sending many."""
-        if self.phase in (Phase.OPENING, Phase.IDLE):
+        if self.phase <= _IDLE:
             self._guard(self._read)
             if self.codec.eof and self.phase is Phase.IDLE:
                 self.finish(linger=False)
@@ -319,7 +324,7 @@ class Connection(asyncio.Protocol):
         data = encoder.encode(request, status, plain, body, service.default_headers, close)
         if data is None:
             return False
-        if close:
+        if close and self.phase is not _LAST:
             self._advance(PhaseMove.NO_MORE)
         self.transport.write(data)
         return True
@@ -335,7 +340,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Head and first piece of the body. Raises AppProtocolError as the codec does."""
         codec = self.codec
-        close = self.phase is Phase.LAST or self.service.draining or self._body_is_unwanted()
+        close = self.phase is _LAST or self.service.draining or self._body_is_unwanted()
         pieces = codec.encode_response_pieces(
             status, headers, self.service.default_headers, body, more=more, close=close, trailers=trailers
         )
@@ -496,7 +501,7 @@ class Connection(asyncio.Protocol):
         RFC 9112 section 9.6: closing at once while bytes of the peer are unread makes the kernel send a
         reset, which may destroy our last response before the peer has read it.
         """
-        if self._advance(PhaseMove.FINISH) is not Phase.LINGERING:
+        if self._advance(_FINISH) is not _LINGERING:
             return
         self.unsent_bytes = unsent = self.transport.get_write_buffer_size()
         if not (linger or unsent or self.peer.tls):
