@@ -155,6 +155,21 @@ def test_beyond_the_limit(size: int) -> None:
     assert receive(negotiated("permessage-deflate")[0], *single) is CloseReason.MESSAGE_TOO_BIG
 
 
+def test_the_limit_holds_while_inflating() -> None:
+    """64 KiB that would be 64 MiB: no more of it is made than is needed to know."""
+    import tracemalloc
+
+    bomb = deflated(b"\0" * (1 << 26))
+    extension, _ = negotiated("permessage-deflate")
+    extension.frame_inbound_header(DECODER, Opcode.BINARY, RSV1, len(bomb))
+    tracemalloc.start()
+    try:
+        assert extension.frame_inbound_payload_data(DECODER, bomb) is CloseReason.MESSAGE_TOO_BIG
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_many_final_blocks_do_not_get_round_the_limit() -> None:
     block = zlib.compressobj(9, zlib.DEFLATED, -15)
     final = block.compress(bytes(600)) + block.flush(zlib.Z_FINISH)
