@@ -2,7 +2,7 @@
 
 All requests are POSTs, which a proxy does not send again by itself: what the server loses, the client sees.
 
-``LEANSERVE_PROXY_REQUESTS=10000 python -m pytest tests/e2e/test_reverse_proxies.py`` sends as many through each.
+``LEANSERVE_PROXY_REQUESTS=10000 pytest tests/e2e/test_reverse_proxies.py`` sends as many through each.
 """
 
 from __future__ import annotations
