@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from leanserve.asgi import frames
 from leanserve.asgi.frames import FrameReader
 from leanserve.asgi.heartbeat import Heartbeat
 from leanserve.errors import RemoteProtocolError
@@ -89,6 +90,26 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys.modules[__name__], "RECOGNISER", recogniser)
 
 
+class Clock:
+    """Time passes with each look at it, and not because the machine has other work."""
+
+    step_s = 0.0
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        self._now += self.step_s
+        return self._now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(frames, "time", made)
+    return made
+
+
 def new(size: int = 1 << 24, **facts: Any) -> tuple[FrameReader, MemoryConnection, Notes]:
     connection, notes = MemoryConnection(), Notes()
     codec = WebSocketCodec(max_size_bytes=size, max_fragments=10_000, recogniser=RECOGNISER, **facts)
@@ -117,7 +138,9 @@ def test_a_ping_before_a_close_in_one_read_is_answered_first() -> None:
     assert sent_before == [(PONG, b"q")]
 
 
-def test_of_many_pings_the_latest_is_answered() -> None:
+def test_of_many_pings_the_latest_is_answered(clock: Clock) -> None:
+    clock.step_s = 1e-5
+
     async def main() -> None:
         reader, connection, _ = new()
         reader.data_received(b"".join(frame(PING, b"%05d" % i) for i in range(5000)))
@@ -131,7 +154,9 @@ def test_of_many_pings_the_latest_is_answered() -> None:
     asyncio.run(main())
 
 
-def test_a_flood_is_dealt_with_in_turns() -> None:
+def test_a_flood_is_dealt_with_in_turns(clock: Clock) -> None:
+    clock.step_s = 1e-5
+
     async def main() -> None:
         reader, connection, notes = new()
         reader.data_received(frame(BINARY, b"x" * 4) * 30_000)
@@ -152,7 +177,9 @@ def test_a_flood_is_dealt_with_in_turns() -> None:
     asyncio.run(main())
 
 
-def test_a_bomb_ends_its_turn_after_every_piece() -> None:
+def test_a_bomb_ends_its_turn_after_every_piece(clock: Clock) -> None:
+    clock.step_s = 0.003
+
     async def main() -> None:
         agreed = negotiate_deflate(["permessage-deflate"], 1 << 24)
         assert agreed is not None
