@@ -42,6 +42,7 @@ _SETTLE_S = 30.0
 _LEAST_S = 0.2  # in which good clients have their say
 _HOLD_S = 3.0
 _HOLD_QUICK_S = 1.0
+_HOLD_FOR_NOTHING_S = 15.0  # where no deadline would end the peers
 _ATTACK_WITHIN_S = 300.0
 
 
@@ -265,6 +266,8 @@ def measure(server: Server, beside: Beside, name: str, attack: Attack, quick: bo
     """One attack, twice unless quick: the first round makes the memory grow to what such an attack needs."""
     count = attack.quick if quick else attack.full
     hold_s = _HOLD_QUICK_S if quick else attack.hold_s or _HOLD_S
+    if attack.ended_by is not None and attack.ended_by not in SETTINGS:
+        hold_s = min(hold_s, _HOLD_FOR_NOTHING_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         pids, held = server.pids, server.probe(collect=True)
         if not quick:
