@@ -316,10 +316,11 @@ def test_the_number_of_those_who_wait_is_bounded(loop: str, monkeypatch: pytest.
 
 
 def test_a_failing_accept_is_tried_again_later(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxied, "_REST_S", 0.05)
+    monkeypatch.setattr(proxied, "_REST_S", 0.3)
 
     async def main() -> None:
-        async with required() as worker:
+        async with required() as worker, await Client.open(worker) as client:
+            await eventually(lambda: worker._acceptor.busy)
             door = worker._acceptor._door
             assert door is not None
             calls = []
@@ -330,7 +331,9 @@ def test_a_failing_accept_is_tried_again_later(loop: str, monkeypatch: pytest.Mo
                     raise OSError(24, "Too many open files")
 
             door._accept(Full())  # type: ignore[arg-type]
-            assert not door._reading
+            await client.send(LINE + GET)
+            assert len(await client.read_all()) == 1
+            assert not door._reading  # who is done does not end the rest
             await eventually(lambda: door._reading)
             assert len(calls) == 1
             assert await ask(worker, LINE + GET) == WHO

@@ -66,9 +66,14 @@ class ProxiedDoor:
         self._listeners.clear()
         if self._resting is not None:
             self._resting.cancel()
+            self._resting = None
+
+    def _end_rest(self) -> None:
+        self._resting = None
+        self._resume()
 
     def _resume(self) -> None:
-        if not self._reading and len(self._awaited) < _MOST_AWAITED:
+        if not self._reading and self._resting is None and len(self._awaited) < _MOST_AWAITED:
             self._reading = True
             for listener in self._listeners:
                 asyncio.get_running_loop().add_reader(listener, self._accept, listener)
@@ -88,7 +93,7 @@ class ProxiedDoor:
             except OSError as error:
                 logger.error("accept failed: %s", error)
                 self._stop()
-                self._resting = asyncio.get_running_loop().call_later(_REST_S, self._resume)
+                self._resting = asyncio.get_running_loop().call_later(_REST_S, self._end_rest)
                 return
             self._take(sock, name)
 
