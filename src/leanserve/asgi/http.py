@@ -52,11 +52,12 @@ _METHODS = {name.encode(): name for name in ("GET", "POST", "HEAD", "PUT", "DELE
 # A look-up in an enum class costs as much as a call; these stand in the path of every request.
 _WAITING, _HELD, _STREAMING = ResponseState.WAITING, ResponseState.HELD, ResponseState.STREAMING
 _UNHEARD, _DONE = ResponseState.UNHEARD, ResponseState.DONE
-_LAST_BODY = ResponseMove.LAST_BODY
+_NEXT_BODY, _LAST_BODY = ResponseMove.BODY, ResponseMove.LAST_BODY
 _UNREAD, _ENDED, _DELIVERED, _CUT = BodyState.UNREAD, BodyState.ENDED, BodyState.DELIVERED, BodyState.CUT
+_END, _DELIVER = BodyMove.END, BodyMove.DELIVER
 _RESPONSE, _BODY = ResponseMachine.TABLE, BodyMachine.TABLE
 _SAID, _COMPLETE = _RESPONSE[_WAITING, ResponseMove.START], _RESPONSE[_HELD, _LAST_BODY]
-_BODYLESS = _BODY[_UNREAD, BodyMove.END]
+_BODYLESS = _BODY[_UNREAD, _END]
 
 
 class HttpExchange:
@@ -127,7 +128,7 @@ class HttpExchange:
 
     def body_ended(self) -> None:
         """The request is complete."""
-        self._body_move(BodyMove.END)
+        self._body_move(_END)
         if self.timer is not None:
             self.timer.begin()
         self._wake()
@@ -220,7 +221,7 @@ class HttpExchange:
             self.undelivered = b""
             self.connection.resume_reading()
         if self.body is _ENDED:
-            self._body_move(BodyMove.DELIVER)
+            self._body_move(_DELIVER)
             return {"type": "http.request", "body": body, "more_body": False}
         return {"type": "http.request", "body": body, "more_body": True}
 
@@ -306,7 +307,7 @@ class HttpExchange:
         if not self._sends_nothing():
             self.sent_bytes += len(data)
         if more:
-            self.response = _RESPONSE[self.response, ResponseMove.BODY]
+            self.response = _RESPONSE[self.response, _NEXT_BODY]
         else:
             self._move(ResponseMove.BODY_BEFORE_TRAILERS if self.trailers else _LAST_BODY)
         return self._after_write()
