@@ -7,9 +7,6 @@ queue and no task between the two: events go in as calls, and so do answers.
 from __future__ import annotations
 
 import asyncio
-import select
-import socket
-import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +22,7 @@ from leanserve.transport.peer import Peer, describe_peer
 from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
 from leanserve.transport.roles import Exchange, Service, Tunnel
 from leanserve.transport.sendfile import send_range
+from leanserve.transport.sockets import close_with_reset, has_input
 
 if TYPE_CHECKING:
     from leanserve.protocol.fastpath import PlainHead
@@ -556,9 +554,7 @@ class Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close so that the peer sees an error and not an end: RST instead of FIN."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        close_with_reset(self.transport)
         self.abort()
 
     def drain(self) -> None:
@@ -600,15 +596,15 @@ class Connection(asyncio.Protocol):
         elif wait is Wait.PROBE:
             self._probe()
         elif wait in (Wait.HEAD, _BODY) and not self.paused:
-            if _has_input(self.transport):  # it is we who are late
+            if has_input(self.transport):  # it is we who are late
                 self._wait(wait, _GRACE_S)
                 return
             what = "head" if wait is Wait.HEAD else "body"
             raise RemoteProtocolError(f"the request {what} took too long", status=408, cause="deadline")
-        elif wait is Wait.NEXT_REQUEST and _has_input(self.transport):
+        elif wait is Wait.NEXT_REQUEST and has_input(self.transport):
             # A request arrived while the timer was about to fire: serve it instead of closing on it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
-        elif wait is Wait.FIRST_BYTE and self.service.draining and _has_input(self.transport):
+        elif wait is Wait.FIRST_BYTE and self.service.draining and has_input(self.transport):
             self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
         else:
             # Nothing of ours is under way to the peer, but for a response sent ahead of the request's end.
@@ -630,15 +626,3 @@ _REST_BYTES = 65536
 _PROBE_S = 0.03
 # For input that came while the loop was busy.
 _GRACE_S = 0.1
-
-
-def _has_input(transport: asyncio.Transport) -> bool:
-    """Whether bytes wait in the kernel: one look, no read."""
-    sock: socket.socket | None = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return False
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([sock.fileno()], [], [], 0)[0])
