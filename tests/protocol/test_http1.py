@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanserve.errors import AppProtocolError, RemoteProtocolError
@@ -91,6 +91,7 @@ def test_every_cut_gives_the_same_events(fast: bool) -> None:
     assert flat(read(new(fast), [bytes([byte]) for byte in whole])) == wanted
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(STREAM), max_size=6), st.lists(st.integers(0, 600), max_size=8), st.booleans()
 )
@@ -226,6 +227,7 @@ HEADERS = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(REQUESTS), st.sampled_from([200, 204, 205, 304, 404, 500, 599]), st.sampled_from(HEADERS),
     st.lists(st.binary(max_size=6), min_size=1, max_size=4), st.booleans(), st.booleans(), st.booleans(),

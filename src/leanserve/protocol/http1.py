@@ -10,7 +10,6 @@ matter of counting (a body of declared length) is counted here; h11 would copy i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from leanserve.errors import RemoteProtocolError
@@ -25,14 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["FileRange", "Http1Codec"]
 
 
-class _Reading(IntEnum):
-    HEAD = 0
-    BODY = 1
-    ENDED = 2
-
-
 # A look-up in an enum class costs as much as a call.
-_HEAD, _BODY, _ENDED = _Reading
 _CHUNKED = BodyKind.CHUNKED
 
 # So little is copied sooner than made a bytearray, and copied again for each small request in it.
@@ -54,13 +46,13 @@ class Http1Codec:
     __slots__ = (
         "_left",
         "_reader",
-        "_reading",
         "_recogniser",
         "_scanned",
         "_settings",
         "buffer",
         "eof",
         "request",
+        "request_ended",
         "response",
     )
 
@@ -71,21 +63,17 @@ class Http1Codec:
         self.buffer: bytes | bytearray = b""
         self._scanned = 0
         self._reader: StrictReader | None = None  # of an exchange that is not plain
-        self._reading = _HEAD
         self._left = 0
         #: The peer has sent its last byte.
         self.eof = False
         #: The request of this exchange, once its head is complete.
         self.request: Request | None = None
+        #: Whether it has been read to its end.
+        self.request_ended = False
         #: The head of the final response, once it is encoded.
         self.response: ResponseHead | None = None
 
     # Receiving
-
-    @property
-    def request_ended(self) -> bool:
-        """Whether the request of this exchange has been read to its end."""
-        return self._reading is _ENDED
 
     def receive(self, data: bytes) -> None:
         """Add bytes from the peer."""
@@ -105,8 +93,8 @@ class Http1Codec:
         Raises:
             RemoteProtocolError: the peer broke the protocol; nothing more is read from it.
         """
-        if self._reading is not _HEAD:
-            return self._read_body() if self._reading is _BODY else None
+        if self.request is not None:
+            return None if self.request_ended else self._read_body(self.request)
         buffer = self.buffer
         if not self._scanned and buffer.startswith(b"\r\n"):
             # RFC 9112 section 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the
@@ -131,14 +119,13 @@ class Http1Codec:
         self._scanned = 0
         self.request = request
         if not request.body:
-            self._reading = _ENDED
+            self.request_ended = True
         else:
             self._begin_body(request)
         return request
 
     def _begin_body(self, request: Request) -> None:
         limit = self._settings.max_body_size
-        self._reading = _BODY
         self._left = request.content_length or 0
         if limit is not None and self._left > limit:
             # RFC 9110 section 15.5.14. Before the body is read, or asked for with 100 (Continue).
@@ -176,12 +163,11 @@ class Http1Codec:
         self._reader = StrictReader(self._settings)
         return self._reader.read_head(head)
 
-    def _read_body(self) -> Data | EndOfBody | None:
-        assert self.request is not None
-        if self.request.body is _CHUNKED:
+    def _read_body(self, request: Request) -> Data | EndOfBody | None:
+        if request.body is _CHUNKED:
             return self._read_chunked()
         if not self._left:
-            self._reading = _ENDED
+            self.request_ended = True
             return EndOfBody()
         if not self.buffer:
             return None
@@ -196,7 +182,7 @@ class Http1Codec:
         while event is None and self.buffer:
             event = reader.read_body(self._take(reader.measure(self.buffer)))
         if type(event) is EndOfBody:
-            self._reading = _ENDED
+            self.request_ended = True
         return event
 
     # Sending
@@ -284,7 +270,7 @@ class Http1Codec:
 
     def next_exchange(self) -> None:
         """Forget the finished exchange; the next call of :meth:`next_event` reads a new head."""
-        self._reading = _HEAD
         self._reader = None
         self.request = None
+        self.request_ended = False
         self.response = None
