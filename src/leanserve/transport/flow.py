@@ -107,6 +107,9 @@ class WriteGate:
         while not self.open:
             if self.lost:
                 raise ClientDisconnected("the client has gone")
+            if self._shut == _RESTING:
+                await asyncio.sleep(0)  # a turn is all there is to wait for, and takes no future
+                continue
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
