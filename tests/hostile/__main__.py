@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="the names of the attacks, and no more")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON object per attack")
     parser.add_argument(
+        "--no-gc", action="store_true", help="without the cycle collector: what is left is left for good"
+    )
+    parser.add_argument(
         "--server", default=COMMAND, metavar="CMD",
         help="another server: a command with {port} that serves hostile.app:app; default: %(default)s",
     )
@@ -63,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.list:
         print("\n".join(ATTACKS))
         return 0
+    if given.no_gc:
+        os.environ["HOSTILE_GC"] = "0"  # for hostile.app
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     print(_HEAD, flush=True)

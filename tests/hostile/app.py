@@ -43,6 +43,8 @@ class Stalls:
 
 
 stalls = Stalls()
+if os.environ.get("HOSTILE_GC") == "0":
+    gc.disable()
 
 
 def _trim() -> None:
@@ -55,7 +57,8 @@ def _trim() -> None:
 def _probe(collect: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {"pid": os.getpid(), **stalls.take()}
     if collect:  # which takes long, so the stalls are read before
-        gc.collect()
+        if gc.isenabled():
+            gc.collect()
         _trim()
         facts["protocols"] = sum(isinstance(one, asyncio.BaseProtocol) for one in gc.get_objects())
     with open("/proc/self/statm") as memory:
