@@ -227,6 +227,77 @@ def test_a_slow_client_is_not_a_gap(rig: Any) -> None:
     assert app.end == "returned"
 
 
+def test_time_from_the_clients_reading_is_the_applications(rig: Any) -> None:
+    """The gap begins when the client has made room, not when the application asked for it."""
+    app = Paced(START, part(b"x" * 300_000), 3, part(b"end", more=False))
+    it = rig(app, response_gap_timeout=4, send_timeout=None, kernel_bytes=1000)
+    it.ask(GET)
+    it.wait(7.9)
+    it.transport.peer_reads()
+    it.wait(2.9)
+    assert app.end is None
+    it.wait(0.2)
+    assert app.end == "returned"
+
+
+def test_behind_a_slow_client_a_gap_is_one_again(rig: Any) -> None:
+    app = Paced(START, part(b"x" * 300_000), 100)
+    it = rig(app, response_gap_timeout=4, send_timeout=None, kernel_bytes=1000)
+    it.ask(GET)
+    it.wait(60)
+    it.transport.peer_reads()
+    it.service.loop.run()
+    it.wait(3.9)
+    assert app.end is None
+    it.wait(0.2)
+    assert app.end == ("deadline",)
+
+
+def test_a_response_ahead_of_the_end_of_its_request_has_begun_in_time(rig: Any) -> None:
+    app = Paced(START, part(b"one"), 9, part(b"two", more=False))
+    it = rig(app, response_start_timeout=4)
+    it.ask(POST + b"ab")
+    it.wait(2)
+    it.ask(b"cd")
+    it.wait(8)
+    assert app.end == "returned"
+    assert it.answers()[0].complete
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_ignores_its_client_may_answer_nobody_in_time(rig: Any, begun: bool) -> None:
+    """The limits of the first byte and of a gap know what was said to nobody."""
+    steps = [3, part(b"one"), 3, part(b"two"), 3, part(b"", more=False), 10]
+    app = Paced(*([START, part(b"zero"), *steps] if begun else [2, START, *steps]))
+    it = rig(app, disconnect_policy=["/*=ignore"], response_start_timeout=6, response_gap_timeout=4)
+    it.ask(GET)
+    it.wait(1)
+    it.transport.feed_reset()
+    it.wait(60)
+    assert app.end == "returned"
+
+
+@pytest.mark.parametrize("steps", [[10, START], [START, part(b""), 3, part(b""), 10]])
+def test_who_ignores_its_client_and_says_nothing(rig: Any, steps: list[Any]) -> None:
+    app = Paced(*steps)
+    it = rig(app, disconnect_policy=["/*=ignore"], response_start_timeout=6, response_gap_timeout=4)
+    it.ask(GET)
+    it.wait(1)
+    it.transport.feed_reset()
+    it.wait(8)
+    assert app.end == ("deadline",)
+
+
+def test_who_ignores_its_client_does_not_hear_that_it_left_within_send(rig: Any) -> None:
+    app = Paced(START, part(b"x" * 300_000), 1, part(b"y"), part(b"end", more=False))
+    it = rig(app, disconnect_policy=["/*=ignore"], kernel_bytes=1000)
+    it.ask(GET)
+    assert not it.connection.gate.open
+    it.transport.feed_reset()
+    it.wait(2)
+    assert app.end == "returned"
+
+
 def test_who_ignores_its_client_has_limits_all_the_same(rig: Any) -> None:
     app = Paced(100)
     it = rig(app, disconnect_policy=["/*=ignore"], request_timeout=5)

@@ -241,10 +241,11 @@ class HttpExchange:
                 if self.timer is not None:
                     self.timer.piece_sent(data)
                 if not self.connection.gate.open:
-                    await self.connection.gate.wait_open()
+                    await self._wait(self.connection.gate.wait_open(), message)
                 return
         if state >= _UNHEARD:
             self._send_unheard(message)
+            await asyncio.sleep(0)  # who speaks to nobody is never kept waiting: others have their turn
             return
         if kind == "http.response.body":
             waiting = self._body(message)
@@ -256,11 +257,25 @@ class HttpExchange:
         else:
             raise AppProtocolError(f"an HTTP application cannot send {kind!r}")
         if waiting is not None:
-            await waiting
+            await self._wait(waiting, message)
+
+    async def _wait(self, waiting: Awaitable[None], message: Message) -> None:
+        """Wait for a client that has to read first; when it goes meanwhile, `message` is said to nobody."""
+        try:
+            if self.timer is None:
+                await waiting
+            else:
+                await self.timer.leave_out(waiting)
+        except ClientDisconnected:
+            if self.response < _UNHEARD:
+                raise
+            self._send_unheard(message)
 
     def _send_unheard(self, message: Message) -> None:
         if self.response is ResponseState.GONE:
             raise ClientDisconnected("the client has gone")
+        if self.timer is not None and message["type"] != "http.response.start":
+            self.timer.said_to_nobody()
         # ASGI: after the last body message "any further messages on the channel will be ignored".
         if self.response is _UNHEARD and _is_last(message):
             self._move(_LAST_BODY)

@@ -6,10 +6,12 @@ comes first; a limit that a piece of the response has moved on is found to be la
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from enum import IntEnum
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
+from leanserve.asgi.states import ResponseState
 from leanserve.protocol.events import TIMED, Headers, Request
 from leanserve.protocol.responses import REASONS, Framing
 from leanserve.settings import RequestSettings
@@ -77,13 +79,14 @@ class ExchangeTimer:
         timeout_s: for the whole, None without.
     """
 
-    __slots__ = ("_ends", "_exchange", "_line_ended", "_timeout_s", "deadline", "queue_item")
+    __slots__ = ("_ends", "_exchange", "_line_ended", "_sending", "_timeout_s", "deadline", "queue_item")
 
     def __init__(self, exchange: HttpExchange, timeout_s: float | None) -> None:
         self._exchange = exchange
         self._timeout_s = timeout_s
         self._ends: dict[_Limit, float] = {}
         self._line_ended = True
+        self._sending = 0
         self.deadline = NEVER
         self.queue_item: list[Any] | None = None
 
@@ -92,14 +95,14 @@ class ExchangeTimer:
     def begin(self) -> None:
         """The request is complete."""
         self._set(_Limit.WHOLE, self._timeout_s)
-        self._set(_Limit.START, self._exchange.service.settings.request.response_start_timeout)
+        if self._exchange.response <= ResponseState.HELD:  # else it has begun ahead of the request's end
+            self._set(_Limit.START, self._exchange.service.settings.request.response_start_timeout)
         self._arm()
 
     def head_sent(self, headers: Headers) -> None:
         """The response has begun."""
         settings = self._exchange.service.settings.request
-        self._ends.pop(_Limit.START, None)
-        self._set(_Limit.GAP, settings.response_gap_timeout)
+        self.said_to_nobody()
         if settings.sse_comment_interval is not None and _takes_comments(headers):
             head = self._exchange.connection.codec.response
             if head is not None and head.framing in (Framing.CHUNKED, Framing.CLOSE):
@@ -116,6 +119,22 @@ class ExchangeTimer:
         if data:
             self._line_ended = data.endswith(b"\n")
 
+    def said_to_nobody(self) -> None:
+        """The application has said something, which moves the limits even where its client has gone."""
+        self._ends.pop(_Limit.START, None)
+        self._set(_Limit.GAP, self._exchange.service.settings.request.response_gap_timeout)
+        self._arm()
+
+    async def leave_out(self, waiting: Awaitable[None]) -> None:
+        """Await what the client keeps waiting: that is no gap of the application's."""
+        self._sending += 1
+        try:
+            await waiting
+        finally:
+            self._sending -= 1
+            if _Limit.GAP in self._ends:
+                self._set(_Limit.GAP, self._exchange.service.settings.request.response_gap_timeout)
+
     def end(self) -> None:
         """The application has ended."""
         self._ends.clear()
@@ -127,8 +146,8 @@ class ExchangeTimer:
         """Called by Deadlines, at the earliest end that there was when it was last armed."""
         exchange, settings = self._exchange, self._exchange.service.settings.request
         now = exchange.service.deadlines.now()
-        if self._ends.get(_Limit.GAP, NEVER) <= now and not exchange.connection.gate.open:
-            self._set(_Limit.GAP, settings.response_gap_timeout)  # it is the client who is slow
+        if self._ends.get(_Limit.GAP, NEVER) <= now and self._sending:
+            self._set(_Limit.GAP, settings.response_gap_timeout)
         if self._ends.get(_Limit.COMMENT, NEVER) <= now:
             self._set(_Limit.COMMENT, settings.sse_comment_interval)
             # Behind half a line, a comment would become part of it.
