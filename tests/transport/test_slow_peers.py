@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,35 @@ def test_a_reader_may_have_all_the_time() -> None:
     it.close()
 
 
+class Never:
+    """Sends far more than is sensible, and awaits nothing but send()."""
+
+    def __init__(self, **part: Any) -> None:
+        self.part = {"type": "http.response.body", "body": b"x" * 100, "more_body": True, **part}
+        self.sent = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        while self.sent < 20_000:
+            await send(self.part)
+            self.sent += 1
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "policy"),
+    [("HEAD", {}, "cancel"), ("GET", {"body": b""}, "cancel"), ("GET", {}, "ignore")],
+)
+def test_who_writes_nothing_to_the_wire_gives_way_too(method: str, part: Any, policy: str) -> None:
+    app = Never(**part)
+    it = Rig(app, disconnect_policy=[f"*={policy}"])
+    it.transport.feed(f"{method} / HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+    if policy == "ignore":
+        it.transport.feed_reset()
+    it.service.loop.run()
+    assert 0 < app.sent < 20_000
+    it.close()
+
+
 @pytest.fixture(params=list(LOOPS))
 def loop(request: pytest.FixtureRequest) -> Any:
     return request.param
@@ -330,5 +361,69 @@ def test_a_file_for_a_reader_that_stops(loop: str, tmp_path: Path) -> None:
                 await eventually(lambda: ends)
                 assert ends == [("slow_reader",)]
                 await eventually(lambda: not worker.connections and not worker.running)
+
+    run(loop, main)
+
+
+def test_a_file_on_its_way_is_no_gap(loop: str, tmp_path: Path) -> None:
+    """The kernel sends it, and the application waits in send() for as long as that takes."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(20_000_000))
+
+    async def sends(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.pathsend", "path": str(path)})
+
+    async def main() -> None:
+        async with serving(sends, response_gap_timeout=0.2, lifespan="off") as worker:
+            async with await Client.open(worker, receive_buffer=4096) as client:
+                await client.send(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                await client.read(100)
+                await asyncio.sleep(0.6)
+                (answer,) = await client.read_all()
+                assert answer.complete
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("how", ["reset", "abort"])
+def test_a_reader_of_a_file_that_goes_leaves_nothing_behind(loop: str, tmp_path: Path, how: str) -> None:
+    """And it is the client that has gone: no error of the application."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(20_000_000))
+    ends: list[Any] = []
+
+    async def sends(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        try:
+            await send({"type": "http.response.pathsend", "path": str(path)})
+        except BaseException as error:
+            ends.append((type(error), error.args))
+            raise
+
+    async def main() -> None:
+        async with serving(sends, lifespan="off") as worker:
+            gc.collect()
+            gc.disable()
+            try:
+                for turns in range(20):
+                    client = await Client.open(worker, receive_buffer=4096)
+                    await client.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                    await client.read(100)
+                    await asyncio.sleep(0.02 * (turns % 2))
+                    refs = [weakref.ref(it) for it in worker.connections]
+                    assert refs
+                    if how == "reset":
+                        client.reset()
+                    else:
+                        next(iter(worker.connections)).abort()
+                    await eventually(lambda: not worker.connections and not worker.running)
+                    await asyncio.sleep(0)
+                    client.sock.close()
+                    assert [ref() for ref in refs] == [None]
+            finally:
+                gc.enable()
+            assert set(ends) == {(asyncio.CancelledError, ("client_gone",))}
+            assert len(ends) == 20
 
     run(loop, main)

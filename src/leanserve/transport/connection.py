@@ -372,6 +372,8 @@ class Connection(asyncio.Protocol):
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""
         if pieces := self.codec.encode_pieces(data, more=more):
             self.write_pieces(pieces, len(data), more=more)
+        elif more:
+            self.gate.spend(len(data))  # what is dropped (HEAD) has its turns, too
 
     def write_pieces(self, pieces: Sequence[bytes], size: int, *, more: bool = True) -> None:
         """`size` bytes of a body or a message with their framing: joined, unless that would copy much."""
@@ -521,15 +523,13 @@ class Connection(asyncio.Protocol):
 
     def watch_reader(self, *, on: bool) -> None:
         """Begin or end to measure how fast the peer reads what waits for it."""
-        timeout_s = self.service.settings.request.send_timeout
-        if timeout_s is not None:
-            watch = self.reader_watch
+        watch, timeout_s = self.reader_watch, self.service.settings.request.send_timeout
+        if on and timeout_s is not None and not self.gate.lost:
             if watch is None:
                 watch = self.reader_watch = ReaderWatch(self, timeout_s)
-            if on:
-                watch.begin()
-            else:
-                watch.deadline = NEVER
+            watch.begin()
+        elif watch is not None:
+            watch.deadline = NEVER
 
     def cut(self, error: RemoteProtocolError) -> None:
         """End it without an answer, so that the peer sees an error and not an end."""
