@@ -427,3 +427,23 @@ def test_a_reader_of_a_file_that_goes_leaves_nothing_behind(loop: str, tmp_path:
             assert len(ends) == 20
 
     run(loop, main)
+
+
+def test_an_answer_that_its_reader_leaves_lying_does_not_look_complete(loop: str) -> None:
+    """To a client of HTTP/1.0 the end of the connection is the end of the body."""
+
+    async def sends(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await send({"type": "http.response.body", "body": bytes(20_000_000)})
+
+    async def main() -> None:
+        async with serving(sends, linger_timeout=0.2, lifespan="off") as worker:
+            async with await Client.open(worker, receive_buffer=4096) as client:
+                await client.send(b"GET / HTTP/1.0\r\n\r\n")
+                await client.read(100)
+                await eventually(lambda: not worker.connections)
+                with pytest.raises(ConnectionResetError):
+                    await client.read_all()
+
+    run(loop, main)

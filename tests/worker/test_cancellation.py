@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import http.client
 import os
 import random
 import socket
@@ -584,5 +585,75 @@ def test_threads_see_the_shutdown(loop: str) -> None:
                 assert told.is_set()
                 (answer,) = await client.read_all()
                 assert answer.body.endswith(b"bye")
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("end", ["deadline", "app_error", "drain", "stubborn"])
+def test_a_cut_behind_a_question_does_not_look_complete(loop: str, end: str) -> None:
+    """A lone zero and the end of the connection are the end of a body to lenient clients: they get a reset."""
+
+    over = asyncio.Event()
+
+    async def streams(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(part(b"one"))
+        await asyncio.sleep(0.3)
+        if end == "app_error":
+            raise ValueError("told to")
+        try:
+            await over.wait()
+        except asyncio.CancelledError:
+            if end == "stubborn":
+                await over.wait()
+            raise
+
+    def fetch(port: int) -> Any:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        client.request("GET", "/")
+        client.sock.shutdown(socket.SHUT_WR)
+        try:
+            return client.getresponse().read()
+        except (ConnectionError, http.client.HTTPException) as error:
+            return type(error)
+        finally:
+            client.close()
+
+    async def main() -> None:
+        flat = {"request_timeout": 0.4} if end == "deadline" else {"drain_timeout": 0.4}
+        async with serving(streams, **flat, lifespan="off") as worker:
+            answer = asyncio.create_task(asyncio.to_thread(fetch, worker.addresses[0][1]))
+            await eventually(lambda: worker.running)
+            if end in ("drain", "stubborn"):
+                await asyncio.sleep(0.2)
+                await worker.drain()
+            assert await answer is ConnectionResetError
+            over.set()
+            await eventually(lambda: not worker.running)
+
+    run(loop, main)
+
+
+def test_at_the_end_of_the_drain_nothing_looks_complete(loop: str) -> None:
+    """To a client of HTTP/1.0 the end of the connection is the end of the body."""
+    over = asyncio.Event()
+
+    async def streams(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(part())
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+
+    async def main() -> None:
+        async with serving(streams, lifespan="off", drain_timeout=0.1) as worker:
+            async with await Client.open(worker) as client:
+                await client.send(b"GET / HTTP/1.0\r\n\r\n")
+                await client.read()
+                await worker.drain()
+                over.set()
+                await eventually(lambda: not worker.running)
+                with pytest.raises(ConnectionResetError):
+                    await client.read_all()
 
     run(loop, main)

@@ -460,9 +460,12 @@ class HttpExchange:
         """End a response that has begun so that the client cannot take it for complete."""
         if self.response < ResponseState.GONE:
             self.cause = cause
-            head = self.connection.codec.response
-            if head is not None and head.framing is Framing.CLOSE:
-                self.connection.reset()  # there, an orderly close would be a proper end
+            codec = self.connection.codec
+            head = codec.response
+            if head is not None and (head.framing is Framing.CLOSE or codec.eof):
+                # An orderly close would be a proper end there, and look like one to many clients where it
+                # stands behind the lone zero that asked whether anybody reads.
+                self.connection.reset()
             else:
                 self.connection.finish()
             if self.response is not ResponseState.DONE:

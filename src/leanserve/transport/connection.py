@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
             self.refuse(error)
         else:
             self.service.failed(self, error)
-            self.abort()
+            self.reset()
 
     def _read(self) -> None:
         codec, service = self.codec, self.service
@@ -616,6 +616,8 @@ class Connection(asyncio.Protocol):
         if unsent < self.unsent_bytes:
             self.unsent_bytes = unsent
             self._wait(Wait.LINGER, self.service.settings.timeouts.linger_timeout)
+        elif unsent:
+            self.reset()  # without them the answer must not look complete
         else:
             self.abort()
 

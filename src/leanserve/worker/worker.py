@@ -236,7 +236,7 @@ class Worker:
             exchange.cancel("shutdown")
         await self._wait_idle(_CANCEL_GRACE_S, hurry=False)
         for connection in list(self.connections):
-            connection.abort()
+            connection.reset()  # a response that has begun must not look complete
         await self._wait_idle(_CANCEL_GRACE_S, hurry=False)
 
     async def _pause(self, seconds: float) -> None:
