@@ -657,3 +657,31 @@ def test_at_the_end_of_the_drain_nothing_looks_complete(loop: str) -> None:
                     await client.read_all()
 
     run(loop, main)
+
+
+def test_a_client_that_half_closed_behind_an_unread_body_reads_its_answer_to_the_end(loop: str) -> None:
+    """Both sides are closed then, which epoll tells as it tells a reset; but nobody has reset anything."""
+    begun: list[Any] = []
+    answer = b"too much" * 30_000
+
+    async def refuses(scope: Any, receive: Any, send: Any) -> None:
+        begun.append(scope)
+        await asyncio.sleep(0.1)
+        await send({**START, "status": 413})
+        await send(part(answer, more=False))
+
+    async def main() -> None:
+        async with serving(refuses, lifespan="off") as worker:
+            for _ in range(5):
+                begun.clear()
+                async with await Client.open(worker, receive_buffer=4096) as client:
+                    await client.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 120000\r\n\r\n")
+                    await client.send(b"x" * 80_000)
+                    await eventually(lambda: begun and next(iter(worker.connections)).paused)
+                    await client.send(b"x" * 40_000)
+                    client.shut()
+                    await asyncio.sleep(0.3)
+                    (got,) = await client.read_all(b"POST")
+                    assert (got.status, got.body) == (413, answer)
+
+    run(loop, main)

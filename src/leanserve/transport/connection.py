@@ -152,7 +152,8 @@ class Connection(asyncio.Protocol):
 
     def hung_up(self) -> None:
         """The peer has reset the connection while nothing was read from it; called by HangupWatch."""
-        if self.phase is not Phase.CLOSED:
+        # While lingering it may be that both sides are closed, without a reset; and there we read.
+        if self.phase < _LINGERING:
             self.abort()
 
     def deadline_reached(self) -> None:
