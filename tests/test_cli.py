@@ -117,7 +117,7 @@ def test_a_switch_does_not_swallow_the_app() -> None:
         assert context.params["app"] == "true:app"
 
 
-_SAMPLE = {"bool": "yes", "int": "3", "float": "2.5", "str": "text", "tuple": "a,b"}
+_SAMPLE = {"bool": "yes", "float": "2.5", "str": "text", "tuple": "a,b"}
 _SPECIAL = {
     "ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header",
     "disconnect_policy",
@@ -128,11 +128,11 @@ _SPECIAL = {
 @pytest.mark.parametrize("name", [item.name for _, item, _ in options() if item.name not in _SPECIAL])
 def test_every_setting_has_its_environment_variable(name: str) -> None:
     item, facts = next((item, facts) for _, item, facts in options() if item.name == name)
-    text = "1k" if facts.unit == "bytes" else _SAMPLE[kind_of(item)]
+    number = 1024 if facts.unit == "bytes" else max(3, int(facts.minimum or 0))
+    text = {"bytes": "1k"}.get(facts.unit, {**_SAMPLE, "int": str(number)}[kind_of(item)])
     if kind_of(item) == "str" and facts.choices:
         text = facts.choices[-1]
     changed = parse(**{f"LEANSERVE_{name.upper()}": text})
-    number = 1024 if facts.unit == "bytes" else 3
     read = {"bool": True, "int": number, "float": 2.5, "str": text, "tuple": ("a", "b")}
     expected: Any = read[kind_of(item)]
     assert changed == Settings.build(**{name: expected})

@@ -246,6 +246,17 @@ class WebSocketSettings(Frozen):
     ws_per_message_deflate: bool = option(
         False, "Offer compression; costs memory per connection and time per message."
     )
+    ws_deflate_window_bits: int = option(
+        15, "Largest compression window, as a power of two; a client may not offer to limit its own.",
+        minimum=9, maximum=15,
+    )
+    ws_deflate_mem_level: int = option(
+        8, "Memory of a compressor besides its window: 2 to the power of this + 9, in bytes.",
+        minimum=1, maximum=9,
+    )
+    ws_deflate_context_takeover: bool = option(
+        True, "Keep the windows from one message to the next; without, an idle connection has none."
+    )
 
 
 class TlsSettings(Frozen):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
 import zlib
+from typing import Any
 
 import pytest
 from wsproto.frame_protocol import CloseReason, FrameDecoder, Opcode, RsvBits
@@ -178,3 +181,81 @@ def test_many_final_blocks_do_not_get_round_the_limit() -> None:
 
 def test_rubbish() -> None:
     assert receive(negotiated("permessage-deflate")[0], b"\xff" * 9) is CloseReason.INVALID_FRAME_PAYLOAD_DATA
+
+
+@pytest.mark.parametrize(
+    ("offer", "allowed", "answer"),
+    [
+        # RFC 7692 section 7.1.2.2: not said to a client that did not say that it can.
+        ("", {"window_bits": 11}, "server_max_window_bits=11"),
+        (
+            "client_max_window_bits", {"window_bits": 11},
+            "client_max_window_bits=11; server_max_window_bits=11",
+        ),
+        (
+            "client_max_window_bits=9", {"window_bits": 11},
+            "client_max_window_bits=9; server_max_window_bits=11",
+        ),
+        ("server_max_window_bits=9", {"window_bits": 11}, "server_max_window_bits=9"),
+        ("server_max_window_bits=14", {"window_bits": 11}, "server_max_window_bits=11"),
+        ("", {"context_takeover": False}, "client_no_context_takeover; server_no_context_takeover"),
+        ("", {"mem_level": 1}, ""),
+    ],
+)  # fmt: skip
+def test_what_the_operator_allows(offer: str, allowed: dict[str, Any], answer: str) -> None:
+    """Row 24 of docs/reference/demands.md."""
+    offers = [f"permessage-deflate; {offer}" if offer else "permessage-deflate"]
+    found = negotiate_deflate(offers, 1000, **allowed)
+    assert found is not None
+    assert found[1] == "; ".join(filter(None, ["permessage-deflate", answer]))
+
+
+def _send(extension: BoundedDeflate, data: bytes) -> bytes:
+    rsv, sent = extension.frame_outbound(DECODER, Opcode.BINARY, PLAIN, data, True)
+    assert rsv == RSV1
+    return sent
+
+
+def test_the_window_out_is_what_was_agreed() -> None:
+    """Row 24. A repetition a kilobyte back is out of sight of a window of 512 bytes."""
+    noise = random.Random(24).randbytes(1024)
+    sizes = []
+    for bits in (9, 15):
+        found = negotiate_deflate(["permessage-deflate"], 1 << 20, bits)
+        assert found is not None
+        sent = _send(found[0], noise * 8)
+        sizes.append(len(sent))
+        assert zlib.decompressobj(-bits).decompress(sent + b"\0\0\xff\xff") == noise * 8
+    assert sizes[0] > 8000 > 2000 > sizes[1]
+
+
+def test_without_context_takeover_nothing_is_kept() -> None:
+    """Row 24. Each message out can be read by itself, and no window is left between two."""
+    found = negotiate_deflate(["permessage-deflate"], 1 << 20, context_takeover=False)
+    assert found is not None
+    extension, _ = found
+    word = b"a long enough word to be referred to" * 3
+    for _ in range(3):
+        assert zlib.decompressobj(-15).decompress(_send(extension, word) + b"\0\0\xff\xff") == word
+        assert receive(extension, deflated(word)) == word
+        assert (extension._compressor, extension._decompressor) == (None, None)
+
+
+def test_memory_of_a_compressor() -> None:
+    """Row 24: what the settings are for, as zlib's own formula says: 2**(bits+2) + 2**(level+9) bytes."""
+    def resident() -> int:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * 4096
+
+    grown = []
+    kept: list[BoundedDeflate] = []
+    for bits, level in ((9, 1), (15, 8)):
+        before = resident()
+        for _ in range(200):
+            found = negotiate_deflate(["permessage-deflate"], 1000, bits, level)
+            assert found is not None
+            _send(found[0], os.urandom(100_000))  # touches all of it
+            kept.append(found[0])
+        grown.append((resident() - before) / 200)
+    assert grown[0] < 50_000
+    assert grown[1] > 3 * grown[0]

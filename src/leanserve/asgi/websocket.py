@@ -449,7 +449,10 @@ def _build_codec(handshake: Handshake, service: AppService) -> tuple[WebSocketCo
     settings = service.settings.websocket
     agreed = None
     if settings.ws_per_message_deflate:
-        agreed = negotiate_deflate(handshake.extensions, settings.ws_max_size)
+        agreed = negotiate_deflate(
+            handshake.extensions, settings.ws_max_size, settings.ws_deflate_window_bits,
+            settings.ws_deflate_mem_level, context_takeover=settings.ws_deflate_context_takeover,
+        )  # fmt: skip
     deflate, extension = agreed or (None, None)
     codec = WebSocketCodec(
         max_size_bytes=settings.ws_max_size, max_fragments=settings.ws_max_fragments, deflate=deflate,

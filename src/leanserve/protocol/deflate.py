@@ -1,14 +1,15 @@
 """Compression of WebSocket messages (RFC 7692), with an end to what a small message may swell to.
 
-wsproto answers for the negotiation and for compressing; inflating is done here, because it has to stop at the
-size limit *while* it inflates, and because a control frame between two fragments must not end the message.
+wsproto compresses and calls; inflating is done here, because it has to stop at the size limit *while* it
+inflates, and because a control frame between two fragments must not end the message. The negotiation is here
+because the operator limits what a connection may cost in memory.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from wsproto.extensions import PerMessageDeflate
@@ -23,7 +24,8 @@ _RSV1: Final = RsvBits(True, False, False)
 # RFC 7692 section 7.1: what each parameter may say. zlib cannot make the window of 8 bits that section 7.1.2
 # allows, so an offer that insists on it is declined.
 _BITS = re.compile(r"9|1[0-5]")
-_FLAGS: Final = frozenset({"server_no_context_takeover", "client_no_context_takeover"})
+_FLAGS: Final = ("client_no_context_takeover", "server_no_context_takeover")
+_MOST_BITS: Final = 15
 
 
 class BoundedDeflate(PerMessageDeflate):
@@ -31,14 +33,45 @@ class BoundedDeflate(PerMessageDeflate):
 
     Args:
         max_size_bytes: most bytes that a message may have once it is inflated.
+        mem_level: zlib's memLevel of the compressor, 1 to 9: it takes 2**(mem_level + 9) bytes for it, and
+            2**(window bits + 2) for its window.
     """
 
-    def __init__(self, max_size_bytes: int) -> None:
+    def __init__(self, max_size_bytes: int, mem_level: int = zlib.DEF_MEM_LEVEL) -> None:
         super().__init__()
         self._max_size_bytes = max_size_bytes
+        self._mem_level = mem_level
         self._left_bytes = 0
         self._message_compressed = False
         self._inflating = False
+
+    def agree(self, offered: Mapping[str, str | None], window_bits: int, *, context_takeover: bool) -> str:
+        """Settle on what is both offered and allowed here; the parameters of the answer."""
+        self._enabled = True
+        # RFC 7692 sections 7.1.1 and 7.1.2.1: all but client_max_window_bits may be said though nobody asked.
+        self.client_no_context_takeover = not context_takeover or "client_no_context_takeover" in offered
+        self.server_no_context_takeover = not context_takeover or "server_no_context_takeover" in offered
+        answer = [name for name in _FLAGS if getattr(self, name)]
+        # Section 7.1.2.2: without it in the offer it "MUST NOT" be in the answer.
+        for name, may_be_said in (
+            ("client_max_window_bits", "client_max_window_bits" in offered),
+            ("server_max_window_bits", window_bits < _MOST_BITS or "server_max_window_bits" in offered),
+        ):
+            if may_be_said:
+                bits = min(window_bits, int(offered.get(name) or _MOST_BITS))
+                setattr(self, name, bits)
+                answer.append(f"{name}={bits}")
+        return "; ".join([self.name, *answer])
+
+    def frame_outbound(
+        self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, data: bytes, fin: bool
+    ) -> tuple[RsvBits, bytes]:
+        """Compress a frame."""
+        if self._compressor is None and not opcode.iscontrol():
+            self._compressor = zlib.compressobj(
+                wbits=-self.server_max_window_bits, memLevel=self._mem_level
+            )
+        return super().frame_outbound(proto, opcode, rsv, data, fin)
 
     def frame_inbound_header(
         self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
@@ -92,37 +125,46 @@ class BoundedDeflate(PerMessageDeflate):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def negotiate_deflate(offers: Iterable[str], max_size_bytes: int) -> tuple[BoundedDeflate, str] | None:
+def negotiate_deflate(
+    offers: Iterable[str],
+    max_size_bytes: int,
+    window_bits: int = _MOST_BITS,
+    mem_level: int = zlib.DEF_MEM_LEVEL,
+    *,
+    context_takeover: bool = True,
+) -> tuple[BoundedDeflate, str] | None:
     """Take the first offer that can be met (RFC 7692 section 5).
 
     Args:
         offers: the elements of Sec-WebSocket-Extensions, in the client's order of preference.
         max_size_bytes: see BoundedDeflate.
+        window_bits: largest window of either side, 9 to 15; a client that does not offer to limit its own
+            keeps 15.
+        mem_level: see BoundedDeflate.
+        context_takeover: whether either side may keep its window from one message to the next.
 
     Returns:
         The extension and the value to answer with, or None: the connection goes uncompressed.
     """
     for offer in offers:
-        if _is_deflate_offer(offer):
-            extension = BoundedDeflate(max_size_bytes)
-            answer = extension.accept(offer)
-            if isinstance(answer, str):
-                return extension, f"{extension.name}; {answer}" if answer else extension.name
+        if (offered := _parse_offer(offer)) is not None:
+            extension = BoundedDeflate(max_size_bytes, mem_level)
+            return extension, extension.agree(offered, window_bits, context_takeover=context_takeover)
     return None
 
 
-def _is_deflate_offer(offer: str) -> bool:
-    """RFC 7692 section 7.1: decline an offer with an unknown, invalid or repeated parameter."""
+def _parse_offer(offer: str) -> dict[str, str | None] | None:
+    """The parameters. RFC 7692 section 7.1: decline an offer with an unknown, invalid or repeated one."""
     name, *parameters = (part.strip(" \t") for part in offer.split(";"))
     if name != PerMessageDeflate.name:
-        return False
-    seen = set()
+        return None
+    seen: dict[str, str | None] = {}
     for parameter in parameters:
         key, equals, value = parameter.partition("=")
         if key in seen or not _is_parameter(key, value if equals else None):
-            return False
-        seen.add(key)
-    return True
+            return None
+        seen[key] = value if equals else None
+    return seen
 
 
 def _is_parameter(key: str, value: str | None) -> bool:
