@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from leanserve.errors import IllegalTransition, RemoteProtocolError
@@ -22,7 +22,7 @@ from leanserve.transport.peer import Peer, describe_peer
 from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
 from leanserve.transport.roles import Exchange, Service, Tunnel
 from leanserve.transport.sendfile import send_range
-from leanserve.transport.sockets import close_with_reset, has_input
+from leanserve.transport.sockets import end_now, close_with_reset, has_input
 
 if TYPE_CHECKING:
     from leanserve.protocol.fastpath import PlainHead
@@ -101,7 +101,8 @@ class Connection(asyncio.Protocol):
                 self.tunnel.data_received(data)
             elif self.phase <= _LAST:
                 self.codec.receive(data)
-                self._read()
+                if not self.resting:
+                    self._read()
         except Exception as error:  # noqa: BLE001 - one of the three named places: the connection callback
             self._fail(error)
 
@@ -608,8 +609,10 @@ class Connection(asyncio.Protocol):
         elif wait is Wait.FIRST_BYTE and self.service.draining and has_input(self.transport):
             self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
         else:
-            # Nothing of ours is under way to the peer, but for a response sent ahead of the request's end.
-            self.finish(linger=wait is Wait.REST_OF_BODY)
+            # Nothing of ours is under way to the peer, but for a response sent ahead of the request's end. A
+            # request may be, and where the peer hears now that it will not be answered, few are.
+            ended = wait is not Wait.REST_OF_BODY and end_now(self.transport)
+            self.finish(linger=ended or wait is Wait.REST_OF_BODY)
 
     def _end_linger(self) -> None:
         """A peer that still takes bytes of a long answer is given another turn; one that does not is cut."""

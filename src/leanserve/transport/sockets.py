@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import struct
 
-__all__ = ["close_with_reset", "has_input"]
+__all__ = ["close_with_reset", "end_now", "has_input"]
 
 
 def has_input(transport: asyncio.Transport) -> bool:
@@ -20,6 +21,23 @@ def has_input(transport: asyncio.Transport) -> bool:
         poll.register(sock.fileno(), select.POLLIN)
         return bool(poll.poll(0))
     return bool(select.select([sock.fileno()], [], [], 0)[0])
+
+
+def end_now(transport: asyncio.Transport) -> bool:
+    """Close our side in the kernel; False where the transport has to say more (TLS) or is gone.
+
+    Both loops do it turns later. Bytes that come in between would be answered with a reset: to their sender,
+    a request that was taken and lost.
+    """
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0 or not transport.can_write_eof():
+        return False
+    try:
+        with socket.socket(fileno=os.dup(sock.fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
+    except OSError:
+        return False  # reset by the peer
+    return True
 
 
 def close_with_reset(transport: asyncio.Transport) -> None:
