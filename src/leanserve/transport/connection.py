@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from leanserve.errors import IllegalTransition, RemoteProtocolError
@@ -22,7 +22,7 @@ from leanserve.transport.peer import Peer, describe_peer
 from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
 from leanserve.transport.roles import Exchange, Service, Tunnel
 from leanserve.transport.sendfile import send_range
-from leanserve.transport.sockets import end_now, close_with_reset, has_input
+from leanserve.transport.sockets import close_with_reset, end_now, has_input
 
 if TYPE_CHECKING:
     from leanserve.protocol.fastpath import PlainHead
