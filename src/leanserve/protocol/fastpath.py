@@ -44,6 +44,7 @@ _KINDS = {
 _SECRET_WORDS = (
     b"auth", b"cookie", b"key", b"token", b"secret", b"session", b"password", b"signature", b"credential",
 )  # fmt: skip
+_NO_FIELD = (b"(a line that is none)", _NEVER_PLAIN)
 _OPTIONS = (b"keep-alive", b"", b"close")
 _BODY, _NO_BODY, _NO_UPGRADE = BodyKind.LENGTH, BodyKind.NONE, Upgrade.NONE
 _CACHED_BLOCKS: Final = 256
@@ -112,16 +113,15 @@ class Recogniser:
         names = self._names
         for line in lines:
             raw_name, colon, value = line.partition(b":")
-            found = names.get(raw_name) or self._learn(raw_name)
-            if found is None or not colon:
-                self._decline("a line that is no field")
-                return None
-            name, kind = found
+            try:
+                name, kind = names[raw_name] if colon else _NO_FIELD
+            except KeyError:
+                name, kind = self._learn(raw_name)
             value = value.strip(b" \t")
             headers.append((name, value))
             if kind:
                 if kind == _NEVER_PLAIN or (kind >= _HOST and (noted[kind] or not value)):
-                    self._decline(f"the field {name.decode()}")  # of the last: twice, or empty
+                    self._decline(f"the field {name.decode()}")  # of the last three: twice, or empty
                     return None
                 noted[kind] = value or b"-"
         if _AUTHORITY.fullmatch(noted[_HOST]) is None:
@@ -158,9 +158,9 @@ class Recogniser:
             self._blocks.clear()
         self._blocks[block] = found
 
-    def _learn(self, raw_name: bytes) -> tuple[bytes, int] | None:
+    def _learn(self, raw_name: bytes) -> tuple[bytes, int]:
         if _NAME.fullmatch(raw_name) is None:
-            return None
+            return _NO_FIELD
         name = raw_name.lower()
         kind = _KINDS.get(name, _OTHER)
         if not kind and any(word in name for word in _SECRET_WORDS):

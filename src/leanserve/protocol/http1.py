@@ -108,7 +108,7 @@ class Http1Codec:
             if buffer != b"\r":  # which may yet be half of that empty line
                 self._scanned = max(len(buffer), self._scanned)
             return None
-        head = bytes(buffer[:end])
+        head = buffer[:end] if type(buffer) is bytes else bytes(buffer[:end])
         request = None if self._recogniser is None else self._recogniser.recognise_request(head)
         if request is None:
             request = self._read_strictly(head)
