@@ -101,8 +101,7 @@ class Connection(asyncio.Protocol):
                 self.tunnel.data_received(data)
             elif self.phase <= _LAST:
                 self.codec.receive(data)
-                if not self.resting:
-                    self._read()
+                self._read()
         except Exception as error:  # noqa: BLE001 - one of the three named places: the connection callback
             self._fail(error)
 
