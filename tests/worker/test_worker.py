@@ -774,6 +774,24 @@ def test_who_returns_on_a_disconnect_is_not_at_fault(loop: str, caplog: pytest.L
     assert "499" in caplog.text
 
 
+def test_an_idle_close_waits_for_a_slow_reader(loop: str) -> None:
+    """The keep-alive time is over while the last response is still on its way."""
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(20_000_000)})
+
+    async def main() -> None:
+        async with serving(large, lifespan="off", keep_alive_timeout=0.1) as worker:
+            async with await Client.open(worker, receive_buffer=4096) as client:
+                await client.send(GET)
+                await asyncio.sleep(0.4)
+                (answer,) = await client.read_all()
+                assert len(answer.body) == 20_000_000
+
+    run(loop, main)
+
+
 def test_a_lingering_connection_does_not_hold_the_drain(loop: str) -> None:
     async def main() -> None:
         async with serving(hello, linger_timeout=20.0, drain_idle_timeout=0.1) as worker:

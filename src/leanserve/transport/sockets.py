@@ -32,6 +32,8 @@ def end_now(transport: asyncio.Transport) -> bool:
     sock: socket.socket | None = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0 or not transport.can_write_eof():
         return False
+    if transport.get_write_buffer_size():
+        return False  # the peer is slow to read the last response: the transport ends behind it
     try:
         with socket.socket(fileno=os.dup(sock.fileno())) as same:
             same.shutdown(socket.SHUT_WR)
