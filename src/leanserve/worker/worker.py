@@ -36,6 +36,7 @@ from leanserve.worker.admission import Admission
 from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
 from leanserve.worker.lifetime import Lifetime
+from leanserve.worker.memory import Trimmer, find_trim
 from leanserve.worker.slots import make_slots
 
 __all__ = ["Worker", "WorkerMachine", "WorkerMove", "WorkerState"]
@@ -129,6 +130,8 @@ class Worker:
         ends = settings.worker.limit_max_requests is not None
         self._lifetime = Lifetime(settings.worker, on_full) if ends else None
         self._complaints = Complaints(logger)
+        trim = find_trim()
+        self._trimmer = Trimmer(trim) if trim is not None else None
         self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -284,6 +287,8 @@ class Worker:
             self.lane.beat(time.monotonic_ns())
             self._tell_counts(self.lane)
         self._tell_fastpath()
+        if self._trimmer is not None:
+            self._trimmer.look(len(self.connections) + len(self._handshaking), self.loop.time())
         # A little late rather than early: loops keep time in milliseconds.
         self._ticker = self.loop.call_later(1.002 - now % 1, self._tick)
 
