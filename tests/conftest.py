@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,6 +20,14 @@ ServeFactory = Callable[..., Serving]
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """A certificate for localhost, 127.0.0.1 and ::1, and its authority."""
     return Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> Iterator[Path]:
+    """Where the servers of this run put their control sockets; not where those of the machine are."""
+    with TemporaryDirectory(prefix="ls-") as name, pytest.MonkeyPatch.context() as patch:  # a short path
+        patch.setenv("XDG_RUNTIME_DIR", name)
+        yield Path(name) / "leanserve"
 
 
 @pytest.fixture

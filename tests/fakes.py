@@ -25,6 +25,7 @@ from leanserve.protocol.fastframes import FrameRecogniser
 from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
 from leanserve.protocol.responses import DefaultHeaders
 from leanserve.settings import Settings
+from leanserve.tally import Tally
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
 
@@ -328,6 +329,8 @@ class FakeService:
         self.recogniser = Recogniser(self.settings.http) if self.settings.http.fastpath else None
         self.encoder = ResponseEncoder(()) if self.settings.http.fastpath else None
         self.keeps_records = True
+        self.tally: Tally | None = None
+        self.websockets = 0
         self.default_headers = DefaultHeaders([(b"server", b"fake")])
         self.frame_recogniser = FrameRecogniser() if self.settings.http.fastpath else None
         self.draining = False
@@ -338,6 +341,7 @@ class FakeService:
         self.hangups = None
         self.context = contextvars.copy_context()
         self.state: dict[str, Any] = {}
+        self.extensions: dict[str, dict[str, Any]] = {"leanserve.shutdown": self.shutdown}
         self.proxies: TrustedProxies | None = None
         self.root_path = ""
         self.connections: set[Connection] = set()
@@ -372,6 +376,12 @@ class FakeService:
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self.records.append(record)
+
+    def websocket_opened(self) -> None:
+        self.websockets += 1
+
+    def websocket_closed(self) -> None:
+        self.websockets -= 1
 
     def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
         self.refusals.append(error)

@@ -49,7 +49,7 @@ async def app(scope, receive, send):
         time.sleep(float(scope["query_string"] or 60))
     if path == "/stuck":  # in C code, without the GIL
         hashlib.pbkdf2_hmac("sha256", b"a", b"b", 60_000_000)
-    if path == "/wait":
+    if path.startswith("/wait"):
         await asyncio.sleep(float(scope["query_string"]))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
     await send({"type": "http.response.body", "body": str(os.getpid()).encode()})

@@ -117,7 +117,7 @@ def test_a_switch_does_not_swallow_the_app() -> None:
         assert context.params["app"] == "true:app"
 
 
-_SAMPLE = {"bool": "yes", "float": "2.5", "str": "text", "tuple": "a,b"}
+_SAMPLE = {"bool": "yes", "float": "2.5", "str": "/text", "tuple": "a,b"}
 _SPECIAL = {
     "ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header",
     "disconnect_policy",

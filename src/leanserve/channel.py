@@ -1,12 +1,13 @@
-"""What passes between the supervisor and a worker.
+"""What passes between the supervisor and a worker, or the admin process.
 
-One socket pair per worker, a JSON object per line in both directions. The end of the stream is a message
+One socket pair per process, a JSON object per line in both directions. The end of the stream is a message
 too: it tells a worker that the supervisor is gone, whatever killed it.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,11 @@ from typing import Any
 
 from leanserve.settings import Settings
 
-__all__ = ["Channel", "WorkerSpec"]
+__all__ = ["DUMP_SIGNAL", "AdminSpec", "Channel", "WorkerSpec"]
+
+#: Has a worker write the stacks of its threads to stderr, whatever its loop is doing. A real-time signal
+#: where there are some: applications use the two that are named for users.
+DUMP_SIGNAL: int = signal.SIGRTMIN + 5 if hasattr(signal, "SIGRTMIN") else getattr(signal, "SIGUSR2", 0)
 
 _LINE_BYTES = 1 << 20  # far above any message; the supervisor's memory is not the application's to fill
 
@@ -54,6 +59,21 @@ class WorkerSpec:
 
 
 @dataclass(slots=True)
+class AdminSpec:
+    """All that the admin process is given; the names are those of :class:`WorkerSpec`.
+
+    Attributes:
+        listeners: sockets that listen already.
+    """
+
+    settings: Settings
+    listeners: list[socket.socket]
+    channel: Channel
+    scoreboard_fd: int
+    parent_pid: int
+
+
+@dataclass(slots=True)
 class Channel:
     """One end of the pair. Non-blocking; ``receive`` yields whole messages only.
 
@@ -61,7 +81,13 @@ class Channel:
     "trace": "..."}``, ``{"event": "full"}`` (limit_max_requests is reached, replace me).
     From the supervisor: ``{"order": "drain"}`` (finish, then leave; the listeners go too),
     ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order": "retire"}`` (the
-    same, but a successor holds all the listeners), ``{"order": "hurry"}``.
+    same, but a successor holds all the listeners), ``{"order": "hurry"}``; and ``{"list": 7}``, whose answer
+    is ``{"event": "running", "list": 7, "running": [...]}``: what is at work.
+
+    From the admin process: ``{"ask": "workers", "id": 7, "number": 4}``; the answer is
+    ``{"id": 7, "ok": true, "text": "..."}``. To it also ``{"dead": 4711}``: the pid of a worker that ended.
+    ``{"ask": "list", "id": 8}`` is passed on to all workers, and ``{"id": 8, "worker": 1, "running": [...]}``
+    comes from each that answers.
     """
 
     sock: socket.socket

@@ -17,7 +17,7 @@ import click
 
 from leanserve import __version__
 from leanserve.envfile import load_env_file
-from leanserve.errors import BootFailed, LeanserveError, SettingsError
+from leanserve.errors import BootFailed, LeanserveError, ServerGone, SettingsError
 from leanserve.option import Option, kind_of, parse_value
 from leanserve.settings import Settings, options
 
@@ -43,7 +43,9 @@ _FOREIGN_FLAGS = ("--http2", "--reset-contextvars")
 EPILOG = """\
 Every option is also an environment variable: LEANSERVE_ and its name, as in LEANSERVE_KEEP_ALIVE_TIMEOUT=30;
 APP is LEANSERVE_APP. The command line wins. Sizes may be written 64k, 16m or 1g. Exit codes: 0 stopped,
-2 wrong setting, 3 could not start, 4 workers crash again and again."""
+2 wrong setting, 3 could not start, 4 workers crash again and again.
+
+leanserve ctl --help and leanserve top --help tell of running servers."""
 
 
 class _SettingOption(click.Option):
@@ -223,10 +225,15 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; an error is one line on stderr."""
     arguments = list(sys.argv[1:] if args is None else args)
     code = 0
+    name, rest = "leanserve", arguments
     try:
-        code = build_command().main(arguments, prog_name="leanserve", standalone_mode=False) or 0
+        if arguments[:1] in (["ctl"], ["top"]):  # no APP: those have a colon
+            name, rest = f"leanserve {arguments[0]}", arguments[1:]
+        code = _command_of(name).main(rest, prog_name=name, standalone_mode=False) or 0
+    except ServerGone as error:
+        code = _complain(str(error), 1)
     except click.ClickException as error:
-        code = _complain(f"{error.format_message()} (see leanserve --help)", 2)
+        code = _complain(f"{error.format_message()} (see {name} --help)", 2)
     except SettingsError as error:
         code = _complain(str(error), 2, arguments)
     except BootFailed as error:
@@ -237,6 +244,18 @@ def main(args: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130  # ^C before the supervisor took over the signals
     sys.exit(code)
+
+
+def _command_of(name: str) -> click.Command:
+    if name == "leanserve ctl":
+        from leanserve.admin.ctl import build_ctl
+
+        return build_ctl()
+    if name == "leanserve top":
+        from leanserve.admin.top import build_top
+
+        return build_top()
+    return build_command()
 
 
 def _complain(message: str, code: int, arguments: Sequence[str] = ()) -> int:

@@ -2,6 +2,7 @@
 
 LeanserveError
 ├── SettingsError         the operator: a wrong option, address, certificate or app name (exit code 2)
+├── ServerGone            nobody: ``leanserve ctl`` found no server that answers (exit code 1)
 ├── BootFailed            the application: it could not be imported or started (exit code 3)
 ├── RemoteProtocolError   the peer broke HTTP or WebSocket, or took too long: answered and closed
 ├── AppProtocolError      the application sent a wrong ASGI message: raised at that ``await send()``
@@ -20,6 +21,7 @@ __all__ = [
     "IllegalTransition",
     "LeanserveError",
     "RemoteProtocolError",
+    "ServerGone",
     "SettingsError",
 ]
 
@@ -37,6 +39,10 @@ class SettingsError(LeanserveError, ValueError):
 
 class BootFailed(LeanserveError):
     """The application could not be imported, built or started. Exit code 3."""
+
+
+class ServerGone(LeanserveError):
+    """Nobody answers on the control socket. Exit code 1."""
 
 
 class RemoteProtocolError(LeanserveError):

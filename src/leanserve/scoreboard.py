@@ -12,16 +12,18 @@ import mmap
 import os
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leanserve.errors import SettingsError
+from leanserve.tally import Tally, Totals
 
-__all__ = ["MAX_SLOTS", "Lane", "Record", "Scoreboard", "WorkerState"]
+__all__ = ["MAX_SLOTS", "Lane", "Record", "Scoreboard", "ServerRecord", "WorkerState"]
 
 MAX_SLOTS = 256
 _LANES = 2
-_WORDS = 32  # per record; the rest is room for more fields
-_BYTES = MAX_SLOTS * _LANES * _WORDS * 8
+_WORDS = 128  # per record; what no field has is room for more
+_SERVER = MAX_SLOTS * _LANES * _WORDS  # where the supervisor's words begin
+_BYTES = (_SERVER + _WORDS) * 8
 
 
 class WorkerState(IntEnum):
@@ -57,10 +59,64 @@ class _Word(IntEnum):
     # tokens of the pool that the worker in the lane holds
     SLOTS_HELD = 17
     PLACES_HELD = 18
+    # gauges
+    LOOP_LAG_NS = 32
+    APP_NOT_READY = 33
+    # counters
+    LOOP_LAG_TOTAL_NS = 34
+    #: From here on what a Tally has, in its order.
+    TALLY = 36
+
+
+_GAUGES = (
+    *range(_Word.REQUESTS), _Word.SLOTS_HELD, _Word.PLACES_HELD, _Word.LOOP_LAG_NS, _Word.APP_NOT_READY,
+)  # fmt: skip
+
+
+class _ServerWord(IntEnum):
+    PID = 0
+    BORN_NS = 1
+    READY_NS = 2
+    STOPPING = 3
+    ROLLING = 4
+    SLOTS = 5
+    CRASHES = 6
+    RESTARTS = 7
+    WATCHED = 8
+
+
+class ServerRecord(NamedTuple):
+    """What the supervisor has written.
+
+    Attributes:
+        pid: the supervisor's.
+        born_ns, ready_ns: when it began, and when its first worker was ready (0: not yet).
+        stopping, rolling: 1 while it stops, or replaces workers.
+        slots: how many workers there should be.
+        crashes: workers that have ended without being told to.
+        restarts: workers that were started in a slot that had had one.
+        watched: 1 when somebody reads what workers count of their requests.
+    """
+
+    pid: int
+    born_ns: int
+    ready_ns: int
+    stopping: int
+    rolling: int
+    slots: int
+    crashes: int
+    restarts: int
+    watched: int
 
 
 class Record(NamedTuple):
-    """What one worker has written. Gauges are of now; counters are of all workers this lane has had."""
+    """What one worker has written. Gauges are of now; counters are of all workers this lane has had.
+
+    Attributes:
+        loop_lag_ns: how late the last tick of the event loop came; `loop_lag_total_ns` sums these up.
+        app_not_ready: 1 while the application says that it should get no requests.
+        totals: what the worker has counted of its requests.
+    """
 
     slot: int
     lane: int
@@ -83,6 +139,10 @@ class Record(NamedTuple):
     frames_declined: int
     slots_held: int
     places_held: int
+    loop_lag_ns: int
+    app_not_ready: int
+    loop_lag_total_ns: int
+    totals: Totals
 
 
 class Lane:
@@ -104,7 +164,7 @@ class Lane:
 
     def begin(self, pid: int, generation: int) -> None:
         """A new worker takes the lane: its gauges are zero, the counters stay."""
-        for word in (*range(_Word.REQUESTS), _Word.SLOTS_HELD, _Word.PLACES_HELD):
+        for word in _GAUGES:
             self._words[self._base + word] = 0
         self._words[self._base + _Word.GENERATION] = generation
         self._words[self._base + _Word.STATE] = WorkerState.BOOTING
@@ -119,6 +179,26 @@ class Lane:
     def beat(self, now_ns: int) -> None:
         """The event loop is alive."""
         self._words[self._base + _Word.HEARTBEAT_NS] = now_ns
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody reads what :meth:`tell_tally` writes."""
+        return self._words[_SERVER + _ServerWord.WATCHED] != 0
+
+    def tell_tally(self, tally: Tally) -> None:
+        """Add what was counted since the last time; `tally` is empty then."""
+        begin = self._base + _Word.TALLY
+        for place, number in tally.take():
+            self._words[begin + place] += number
+
+    def tell_lag(self, lag_ns: int) -> None:
+        """The loop came so late to its last tick."""
+        self._words[self._base + _Word.LOOP_LAG_NS] = lag_ns
+        self._words[self._base + _Word.LOOP_LAG_TOTAL_NS] += lag_ns
+
+    def tell_app_ready(self, ready: bool) -> None:
+        """Whether the application wants requests."""
+        self._words[self._base + _Word.APP_NOT_READY] = not ready
 
     def request_started(self) -> None:
         """An exchange or a WebSocket began."""
@@ -204,8 +284,10 @@ class Scoreboard:
     def read(self, slot: int, lane: int) -> Record:
         """One record as it stands."""
         base = _base(slot, lane)
-        pid, state, *rest = self._words[base : base + len(_Word)].tolist()
-        return Record(slot, lane, pid, WorkerState(state), *rest)
+        words = self._words[base : base + _WORDS].tolist()
+        fields: dict[str, Any] = {word.name.lower(): words[word] for word in _Word if word is not _Word.TALLY}
+        fields["state"] = WorkerState(fields["state"])
+        return Record(slot, lane, **fields, totals=Totals.of(words[_Word.TALLY :]))
 
     def records(self) -> Iterator[Record]:
         """The records of all lanes that ever had a worker, by slot."""
@@ -213,6 +295,21 @@ class Scoreboard:
             for lane in range(_LANES):
                 if self._words[_base(slot, lane) + _Word.PID]:
                     yield self.read(slot, lane)
+
+    def bury(self, slot: int, lane: int, pid: int) -> None:
+        """A worker has ended, and may not have been able to say so. Nobody else writes the record then."""
+        base = _base(slot, lane)
+        if self._words[base + _Word.PID] == pid:
+            self._words[base + _Word.STATE] = WorkerState.STOPPED
+
+    def tell_server(self, **facts: int) -> None:
+        """Write some of the supervisor's words; the names are those of :class:`ServerRecord`."""
+        for name, value in facts.items():
+            self._words[_SERVER + _ServerWord[name.upper()]] = value
+
+    def read_server(self) -> ServerRecord:
+        """What the supervisor has written."""
+        return ServerRecord(*self._words[_SERVER : _SERVER + len(_ServerWord)].tolist())
 
     def close(self) -> None:
         """Unmap the page and close the descriptor."""

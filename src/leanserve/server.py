@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from leanserve import logs
 from leanserve.envfile import load_env_file
 from leanserve.errors import BootFailed, LeanserveError, SettingsError
-from leanserve.listeners import Listeners, open_listeners, parse_addresses
+from leanserve.listeners import FdAddress, Listeners, open_listeners, parse_address, parse_addresses
 from leanserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ class Server:
     def _check_alone(self) -> None:
         if self._listeners is not None:
             raise RuntimeError("this server runs already")
-        if self.settings.pool.workers != 1 or self.settings.reload.reload:
-            raise SettingsError("one worker runs inside this process: workers and reload need serve()")
+        settings = self.settings
+        if settings.pool.workers != 1 or settings.reload.reload or settings.admin.admin is not None:
+            raise SettingsError("one worker runs inside this process: workers, reload and admin need serve()")
         check_early(self.app, self.settings)
 
     # In a thread
@@ -287,6 +288,8 @@ def check_early(app: Any, settings: Settings) -> None:
     if settings.pool.env_file is not None:
         load_env_file(settings.pool.env_file)
     parse_addresses(settings.listen)
+    if settings.admin.admin is not None and isinstance(parse_address(settings.admin.admin), FdAddress):
+        raise SettingsError("admin takes HOST:PORT or unix:PATH, and no descriptor")
     if settings.proxy.proxy_headers:
         from leanserve.asgi.forwarded import TrustedProxies
 

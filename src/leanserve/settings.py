@@ -20,6 +20,7 @@ from leanserve.option import Frozen, Option, check_value, option
 MAX_TOKENS = 32768
 
 __all__ = [
+    "AdminSettings",
     "AdmissionSettings",
     "CancelSettings",
     "DrainSettings",
@@ -354,6 +355,31 @@ class PoolSettings(Frozen):
     )
 
 
+class AdminSettings(Frozen):
+    """Administration"""
+
+    admin: str | None = option(
+        None,
+        "HOST:PORT or unix:PATH of /livez, /readyz, /startupz, /metrics and /status; orders over unix only.",
+    )
+    control_socket: str | None = option(
+        "auto",
+        "Unix socket that leanserve ctl and top find; auto: PID.sock in $XDG_RUNTIME_DIR/leanserve, else in "
+        "/tmp/leanserve-UID.",
+    )
+    ready_workers: int = option(1, "Ready workers from which /readyz says yes.", minimum=1)
+    max_stall: float | None = option(
+        None, "How long the loops of all workers may stand still before /livez says no; none: for ever.",
+        unit="seconds", minimum=1,
+    )
+    health_path: str | None = option(
+        None, "Path that a worker answers itself, with 200, without the application."
+    )
+    ready_path: str | None = option(
+        None, "Path that a worker answers itself, with 503 while it drains or its application is not ready."
+    )
+
+
 class ReloadSettings(Frozen):
     """Development"""
 
@@ -401,6 +427,7 @@ class Settings(Frozen):
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
+    admin: AdminSettings = field(default_factory=AdminSettings)
     reload: ReloadSettings = field(default_factory=ReloadSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
@@ -459,9 +486,17 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEADER = re.compile(_TOKEN + r":[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
+# As it stands in a request line: RFC 3986 section 3.3, already percent-encoded.
+_PATH = re.compile(r"/[!$%&'()*+,./0-9:;=@A-Z_a-z~-]*")
+
+
 def _check_together(settings: Settings) -> None:
     tls = settings.tls
     _check_admission(settings.admission)
+    paths = [path for path in (settings.admin.health_path, settings.admin.ready_path) if path is not None]
+    for path in paths:
+        if not _PATH.fullmatch(path) or paths.count(path) > 1:
+            raise SettingsError(f"health_path and ready_path must be two paths such as /health, not {path!r}")
     for line in settings.http.header:
         if not _HEADER.fullmatch(line):
             raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")

@@ -14,6 +14,7 @@ import pytest
 from harness import wait_until
 from leanserve.errors import SettingsError
 from leanserve.listeners import open_listeners
+from leanserve.scoreboard import WorkerState
 from leanserve.settings import Settings
 from leanserve.supervisor.child import Child, ChildMove, ChildState
 from leanserve.supervisor.crew import Crew
@@ -190,3 +191,19 @@ def test_spawn_needs_something_that_can_be_pickled(app: Any) -> None:
             crew.start(0)
         assert crew.children == {}
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_record_of_one_that_was_killed_says_so(crew: Crew) -> None:
+    """It could not say so itself, and a successor may be long in coming."""
+    child = crew.start(0)
+    wait_ready(child)
+    lane = crew.scoreboard.lane(0, 0)
+    lane.begin(child.pid, 0)
+    lane.enter(WorkerState.READY, 1)
+    assert crew.restarts == 0
+    os.kill(child.pid, signal.SIGKILL)
+    wait_ended(crew)
+    assert crew.scoreboard.read(0, 0).state is WorkerState.STOPPED
+    assert crew.record(child) is not None  # what it took with it is still to be read
+    crew.start(0)
+    assert crew.restarts == 1

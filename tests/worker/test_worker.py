@@ -17,6 +17,7 @@ from leanserve.asgi.http import HttpExchange
 from leanserve.errors import BootFailed, ClientDisconnected, SettingsError
 from leanserve.scoreboard import Scoreboard
 from leanserve.settings import Settings
+from leanserve.tally import CAUSES, STATUSES
 from leanserve.transport.connection import Connection
 from leanserve.worker.worker import Worker, WorkerMachine, WorkerMove, WorkerState
 from machines import reachable, walk
@@ -175,6 +176,154 @@ def test_the_scoreboard_is_told_all_that_was_done(loop: str) -> None:
         assert (record.requests, record.bytes_in) == (3, 0)
         assert record.bytes_out == 3 * len(response.body) > 0
         board.close()
+
+    run(loop, main)
+
+
+class Answers:
+    """Ends as the path says."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/stream":
+            for _ in range(3):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        if scope["path"] == "/fail":
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            raise RuntimeError("as asked")
+        await send({"type": "http.response.body", "body": b""})
+
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("access_log", [False, True])
+def test_a_watched_worker_tallies_its_requests(loop: str, access_log: bool) -> None:
+    async def main() -> None:
+        board = Scoreboard.create()
+        board.tell_server(watched=1)
+        lane = board.lane(0, 0)
+        lane.begin(1, 0)
+        async with serving(Answers(), lane=lane, lifespan="off", access_log=access_log) as worker:
+            for path in (b"/", b"/stream", b"/fail"):
+                await fetch(worker, CLOSE.replace(b"GET /", b"GET " + path))
+            await fetch(worker, b"GARBAGE\r\n\r\n")
+            async with await Client.open(worker) as client:
+                await client.send(UPGRADE)
+                await client.read()
+                assert board.read(0, 0).websockets == 1
+                await client.send(b"\x88\x80\0\0\0\0")
+                assert await client.closes_within(5)
+            await eventually(lambda: board.read(0, 0).websockets == 0)
+            await eventually(lambda: board.read(0, 0).in_flight == 0)
+        totals = board.read(0, 0).totals
+        assert totals.statuses == (0, 1, 3, 0, 0, 0, 0)
+        assert dict(zip(CAUSES, totals.causes, strict=True)) == {**dict.fromkeys(CAUSES, 0), "app_error": 1}
+        assert totals.refused == 1
+        assert (totals.duration.total, totals.first_byte.total) == (3, 3)
+        assert totals.gap.total == 2  # the first piece goes with the head, the last has no bytes
+        assert totals.first_byte.sum_ns <= totals.duration.sum_ns
+        assert board.read(0, 0).websockets_total == 1
+        board.close()
+
+    run(loop, main)
+
+
+def test_a_request_over_the_limit_is_tallied(loop: str) -> None:
+    async def main() -> None:
+        board = Scoreboard.create()
+        board.tell_server(watched=1)
+        app = App()
+        async with serving(app, lane=board.lane(0, 0), limit_concurrency=1) as worker:
+            async with await Client.open(worker) as client:
+                await client.send(request("slow"))
+                await eventually(lambda: "slow" in app.log)
+                (refusal,) = await fetch(worker, CLOSE)
+                assert refusal.status == 503
+                app.go_on.set()
+                await client.read_one()
+        totals = board.read(0, 0).totals
+        assert (totals.limited, totals.statuses[STATUSES.index("5xx")]) == (1, 1)
+        board.close()
+
+    run(loop, main)
+
+
+def test_who_is_not_watched_counts_nothing_until_somebody_comes(loop: str) -> None:
+    async def main() -> None:
+        board = Scoreboard.create()
+        async with serving(hello, lane=board.lane(0, 0), lifespan="off") as worker:
+            await fetch(worker, CLOSE)
+            assert worker.tally is None
+            board.tell_server(watched=1)
+            await eventually(lambda: worker.tally is not None)
+            await fetch(worker, CLOSE)
+        assert board.read(0, 0).requests == 2
+        assert board.read(0, 0).totals.duration.total == 1
+        board.close()
+
+    run(loop, main)
+
+
+def test_a_loop_that_stood_still_says_so(loop: str) -> None:
+    async def main() -> None:
+        board = Scoreboard.create()
+        async with serving(hello, lane=board.lane(0, 0), lifespan="off"):
+            assert board.read(0, 0).loop_lag_ns == 0
+            time.sleep(2.2)
+            await asyncio.sleep(0.1)
+            late = board.read(0, 0)
+            # A tick is a second away at most, so it is at least this late.
+            assert 1_100_000_000 < late.loop_lag_ns == late.loop_lag_total_ns
+        board.close()
+
+    run(loop, main)
+
+
+def test_what_is_at_work_is_listed_oldest_first_and_bounded(loop: str) -> None:
+    async def main() -> None:
+        app = App()
+        async with serving(app, access_log=True) as worker:
+            clients = []
+            for number in range(25):
+                clients.append(await Client.open(worker))
+                await clients[-1].send(request("slow?" + "x" * 300))
+                await eventually(lambda number=number: len(worker.running) == number + 1)
+            listed = worker.list_running()
+            assert [each["what"] for each in listed] == ["GET '/slow'"] * 20
+            ages = [each["age_s"] for each in listed]
+            assert ages == sorted(ages, reverse=True)
+            oldest = min(exchange.started for exchange in worker.running)
+            assert ages[0] <= time.monotonic() - oldest
+            assert ages[-1] > 0
+            app.go_on.set()
+            for client in clients:
+                await client.read_one()
+                client.sock.close()
+            assert worker.list_running() == []
+
+    run(loop, main)
+
+
+def test_a_listed_path_is_cut_and_an_age_may_be_unknown(loop: str) -> None:
+    async def main() -> None:
+        app = App()
+        async with serving(app, lifespan="off") as worker:
+            async with await Client.open(worker) as client:
+                await client.send(request("slow/" + "/" * 5000))
+                await eventually(lambda: "slow" in app.log)
+                (listed,) = worker.list_running()
+                assert (len(listed["what"]), listed["age_s"]) == (200, None)
+                app.go_on.set()
+                await client.read_one()
 
     run(loop, main)
 

@@ -33,6 +33,7 @@ from leanserve.asgi.timer import ExchangeTimer, find_timeout, too_late
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.responses import REASONS, Framing, check_headers, check_trailers
+from leanserve.tally import Tally
 from leanserve.transport.connection import Connection
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class HttpExchange:
     """Built when a request head is complete; lives until the application has returned."""
 
     __slots__ = (
-        "body", "cancellation", "cause", "client", "connection", "first_byte_s", "headers", "news", "plain",
+        "body", "cancellation", "cause", "client", "connection", "first_byte_s", "headers", "news", "piece_s",
+        "plain",
         "received_bytes", "request", "response", "sent_bytes", "service", "started", "status", "task",
         "timer", "trailers", "undelivered",
     )  # fmt: skip
@@ -75,6 +77,8 @@ class HttpExchange:
     headers: Headers
     plain: PlainHead | None
     trailers: bool
+    #: When the last piece of a streamed body was sent.
+    piece_s: float
 
     def __init__(self, service: AppService, connection: Connection, request: Request, app: App) -> None:
         self.service = service
@@ -88,8 +92,8 @@ class HttpExchange:
         self.received_bytes = self.sent_bytes = 0
         self.cause = ""
         self.first_byte_s: float | None = None
-        # Of use in the record only. Not loop.time(): uvloop's moves in steps of a millisecond.
-        self.started = monotonic() if service.keeps_records else 0.0
+        # 0.0: nobody asks. Not loop.time(): uvloop's moves in steps of a millisecond.
+        self.started = monotonic() if service.keeps_records or service.tally is not None else 0.0
         peer = connection.peer
         constant = peer.scope
         if constant is None:
@@ -108,6 +112,9 @@ class HttpExchange:
 
     def __repr__(self) -> str:
         return f"<HttpExchange {self.response.name} {self.body.name} {self.request.raw_path!r}>"
+
+    def __str__(self) -> str:
+        return self._name()
 
     # What the connection tells
 
@@ -240,6 +247,8 @@ class HttpExchange:
                 self.sent_bytes += size
                 if self.timer is not None:
                     self.timer.piece_sent(data)
+                if self.service.tally is not None:
+                    self._count_gap(self.service.tally)
                 if not self.connection.gate.open:
                     await self._wait(self.connection.gate.wait_open(), message)
                 return
@@ -310,12 +319,14 @@ class HttpExchange:
                 if connection.send_plain(self.status, self.plain, data):
                     self.response = _COMPLETE
                     self.sent_bytes = len(data)
-                    if self.service.keeps_records or self.news is not None:
+                    if self.started or self.news is not None:
                         self._close_record()
                     connection.next_exchange()
                     return None
             self._send_head(data, more=bool(more))
         elif self.response is _STREAMING:
+            if data and self.service.tally is not None:
+                self._count_gap(self.service.tally)
             self.connection.send_body(data, more=bool(more or self.trailers))
         else:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
@@ -332,7 +343,14 @@ class HttpExchange:
         if self.timer is not None:
             self.timer.head_sent(self.headers)
         self.headers = []  # from here on it gathers trailers
-        self.first_byte_s = monotonic() - self.started
+        self.piece_s = monotonic()
+        self.first_byte_s = self.piece_s - self.started
+
+    def _count_gap(self, tally: Tally) -> None:
+        """From one piece of the body to the next, as the application sends them."""
+        now = monotonic()
+        tally.add_gap(now - self.piece_s)
+        self.piece_s = now
 
     def send_comment(self, data: bytes) -> None:
         """Put `data` between two pieces of the body."""
@@ -478,16 +496,24 @@ class HttpExchange:
         self.connection.exchange_done()
 
     def _close_record(self) -> None:
-        if self.service.keeps_records:
-            self.service.exchange_done(self._make_record())
-        self._wake()
+        if self.started:
+            duration_s = monotonic() - self.started
+            if (tally := self.service.tally) is not None:
+                if self.first_byte_s is None and self.response is _DONE and not self.cause:
+                    tally.plain[self.status // 100].append(duration_s)
+                else:
+                    tally.add(self.status, duration_s, self.first_byte_s, self.cause)
+            if self.service.keeps_records:
+                self.service.exchange_done(self._make_record(duration_s))
+        if self.news is not None:
+            self.news.set()
 
-    def _make_record(self) -> ExchangeRecord:
-        request, now = self.request, monotonic() - self.started
+    def _make_record(self, duration_s: float) -> ExchangeRecord:
+        request = self.request
         return ExchangeRecord(
             self.client, request.method.decode("ascii"), request.raw_path.decode("latin-1"),
-            request.query.decode("latin-1"), request.version, int(self.status) or 499, now,
-            now if self.response is _DONE and self.first_byte_s is None else self.first_byte_s,
+            request.query.decode("latin-1"), request.version, int(self.status) or 499, duration_s,
+            duration_s if self.response is _DONE and self.first_byte_s is None else self.first_byte_s,
             self.received_bytes, self.sent_bytes, self.cause,
         )  # fmt: skip
 

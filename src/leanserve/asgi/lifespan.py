@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import re
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -73,6 +74,11 @@ _MOVES = {
 class Lifespan:
     """Runs the application's lifespan task; made once per worker.
 
+    Args:
+        app: the application.
+        settings: the deadlines.
+        extensions: ASGI extensions for its scope.
+
     Attributes:
         state: the namespace that the application fills in; each request gets a shallow copy.
         context: what the application has set in context variables by the end of its startup; each request
@@ -80,12 +86,15 @@ class Lifespan:
         machine: where it stands.
     """
 
-    def __init__(self, app: ASGI3App, settings: LoadSettings) -> None:
+    def __init__(
+        self, app: ASGI3App, settings: LoadSettings, extensions: Mapping[str, dict[str, Any]] | None = None
+    ) -> None:
         self.state: dict[str, Any] = {}
         self.context = contextvars.copy_context()
         self.machine = _LifespanMachine()
         self._app = app
         self._settings = settings
+        self._extensions = dict(extensions or {})
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._answered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -170,6 +179,7 @@ class Lifespan:
             "type": "lifespan",
             "asgi": {"version": "3.0", "spec_version": "2.0"},
             "state": self.state,
+            "extensions": self._extensions,
         }
         await self._app(scope, self._inbox.get, self._send)
 

@@ -15,6 +15,7 @@ from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Request
 from leanserve.settings import Settings
+from leanserve.tally import Tally
 from leanserve.transport.deadlines import Deadlines
 from leanserve.transport.peer import Peer
 
@@ -74,9 +75,14 @@ class ExchangeRecord:
 
 
 class Running(Protocol):
-    """An exchange whose application call has not ended."""
+    """An exchange whose application call has not ended. As text it is its method and path.
+
+    Attributes:
+        started: monotonic seconds, 0.0 when nobody asked for times as it began.
+    """
 
     task: asyncio.Task[None]
+    started: float
 
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
@@ -100,8 +106,8 @@ class AppService(Protocol):
     context: contextvars.Context
     #: The lifespan state; each scope gets a shallow copy.
     state: dict[str, Any]
-    #: ``leanserve.shutdown``: ``event`` is set when the server has begun to stop.
-    shutdown: dict[str, asyncio.Event]
+    #: ASGI extensions of the worker itself, in each scope.
+    extensions: dict[str, dict[str, Any]]
     #: What ``leanserve.cancellation`` begins as, and the policies by path if there are any.
     cancellation: dict[str, Any]
     policies: Policies | None
@@ -109,6 +115,8 @@ class AppService(Protocol):
     times_requests: bool
     #: Whether anybody reads what ``exchange_done`` is given.
     keeps_records: bool
+    #: Where requests are counted; None while nobody reads that.
+    tally: Tally | None
 
     def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
         """The application call has ended, after so many bytes of bodies or messages in either direction."""
@@ -118,6 +126,12 @@ class AppService(Protocol):
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """The response has ended, one way or another."""
+
+    def websocket_opened(self) -> None:
+        """A WebSocket handshake was accepted."""
+
+    def websocket_closed(self) -> None:
+        """A WebSocket that was open has ended."""
 
 
 def connection_scope(
@@ -132,7 +146,7 @@ def connection_scope(
         extensions: those of this kind, without ``tls``.
     """
     scheme = "http" if kind == "http" else "ws"
-    extensions = {**extensions, "leanserve.shutdown": service.shutdown}
+    extensions = {**extensions, **service.extensions}
     if peer.tls is not None:
         extensions["tls"] = peer.tls
     return {

@@ -127,6 +127,9 @@ class WebSocketExchange:
     def __repr__(self) -> str:
         return f"<WebSocketExchange {self.life.state.name} {self.record.path}>"
 
+    def __str__(self) -> str:
+        return self._name()
+
     # What the connection tells
 
     def body_received(self, data: bytes) -> None:
@@ -282,6 +285,7 @@ class WebSocketExchange:
         headers += [item for item in connection.service.default_headers if item[0] not in names]
         connection.send_interim(status, headers)
         self.life.advance(WebSocketMove.ACCEPT)
+        self.service.websocket_opened()
         self.record.status = status
         self.record.first_byte_s = time.monotonic() - self.started
         rest = connection.enter_tunnel(self)
@@ -389,6 +393,10 @@ class WebSocketExchange:
         self.life.advance(move)
         record = self.record
         record.cause = record.cause or cause
+        if self.service.tally is not None:
+            self.service.tally.add_websocket(record.status, record.cause)
+        if record.status == 101:
+            self.service.websocket_closed()
         record.status = record.status or 499
         record.duration_s = time.monotonic() - self.started
         self.service.exchange_done(record)

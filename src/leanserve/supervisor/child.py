@@ -18,7 +18,7 @@ from enum import IntEnum
 from math import inf
 from typing import Any, ClassVar
 
-from leanserve.channel import Channel, WorkerSpec
+from leanserve.channel import AdminSpec, Channel, WorkerSpec
 from leanserve.errors import SettingsError
 from leanserve.machine import Machine
 from leanserve.supervisor.signals import HANDLED
@@ -134,7 +134,7 @@ class Child:
         self.kill_at_s = inf
         self.signal(signal.SIGKILL)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Send a signal. The pid cannot have been reused: only :meth:`wait` frees it."""
         if self.state is not ChildState.REAPED:
             os.kill(self.pid, number)
@@ -161,15 +161,18 @@ class Child:
             sock.close()
 
 
-def resolve(name: str) -> Callable[[WorkerSpec], int]:
+def resolve(name: str) -> Callable[[Any], int]:
     """The function of a dotted name ``package.module:attribute``; the parent may not import it itself."""
     module, _, attribute = name.partition(":")
-    found: Callable[[WorkerSpec], int] = getattr(importlib.import_module(module), attribute)
+    found: Callable[[Any], int] = getattr(importlib.import_module(module), attribute)
     return found
 
 
-def fork_worker(spec: WorkerSpec, entry: str, leave: Callable[[], None]) -> int:
-    """Fork a worker; return its pid. `leave` runs in the child and drops what is the parent's alone."""
+def fork_worker(spec: WorkerSpec | AdminSpec, entry: str, leave: Callable[[], None]) -> int:
+    """Fork a worker, or the admin process; return its pid.
+
+    `leave` runs in the child and drops what is the parent's alone.
+    """
     _flush()
     # A signal that comes between the fork and the child's own set-up must wait, not vanish in our handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)

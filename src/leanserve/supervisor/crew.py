@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from leanserve.channel import Channel, WorkerSpec
@@ -28,6 +29,9 @@ class Crew:
         signals: what a forked child has to leave behind.
         entry: dotted name of the function that a worker process runs.
 
+    Attributes:
+        leave_more: called in a forked worker: what it has to leave behind that is not the crew's.
+
     Raises:
         SettingsError: the limits of admission are larger than what can be counted here.
     """
@@ -47,6 +51,12 @@ class Crew:
         self._signals = signals
         self._entry = entry
         self._generations: dict[int, int] = {}
+        self.leave_more: Callable[[], None] = lambda: None
+
+    @property
+    def restarts(self) -> int:
+        """How many workers were started in a slot that had had one."""
+        return sum(self._generations.values())
 
     def start(self, slot: int) -> Child:
         """Start a worker for a slot that has none, or beside the one that it is to replace."""
@@ -72,7 +82,7 @@ class Crew:
             if self._settings.pool.start_method == "spawn":
                 pid = spawn_worker(spec, self._entry)
             else:
-                pid = fork_worker(spec, self._entry, lambda: self._leave(ours))
+                pid = fork_worker(spec, self._entry, lambda: self.leave_in_child(ours))
         except (OSError, SettingsError):
             ours.close()
             raise
@@ -82,11 +92,13 @@ class Crew:
         self.children[pid] = child
         return child
 
-    def _leave(self, ours: Channel) -> None:
-        """In a forked child: the parent's ends of the channels.
+    def leave_in_child(self, ours: Channel, *, but_more: bool = False) -> None:
+        """In a forked child: the parent's ends of the channels; `but_more` spares what `leave_more` leaves.
 
         An end that a sibling holds would keep this pair alive when the supervisor dies, and hide its death.
         """
+        if not but_more:
+            self.leave_more()
         ours.close()
         for child in self.children.values():
             child.channel.close()
@@ -114,6 +126,7 @@ class Crew:
             if code is not None:
                 del self.children[child.pid]
                 self._reclaim(child)
+                self.scoreboard.bury(child.slot, child.lane, child.pid)
                 ended.append((child, code))
         return ended
 

@@ -30,17 +30,22 @@ class Restarts:
     """The crashes of the recent past: how long to wait before the next start, and when to give up.
 
     A crash of a worker that lived is answered at once; one after the other, with twice the wait each time.
+
+    Attributes:
+        total: all crashes, however long ago.
     """
 
-    __slots__ = ("_crashes", "_in_a_row", "_settings")
+    __slots__ = ("_crashes", "_in_a_row", "_settings", "total")
 
     def __init__(self, settings: PoolSettings) -> None:
         self._settings = settings
         self._crashes: deque[float] = deque()
         self._in_a_row: dict[int, int] = {}
+        self.total = 0
 
     def note_crash(self, slot: int, now_s: float, lived_s: float) -> float | None:
         """Note a crash; seconds until the replacement may start, or None when it is time to give up."""
+        self.total += 1
         window = self._settings.restart_window
         while self._crashes and self._crashes[0] <= now_s - window:
             self._crashes.popleft()

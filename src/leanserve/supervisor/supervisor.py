@@ -16,12 +16,15 @@ from enum import IntEnum
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from leanserve.channel import DUMP_SIGNAL
+from leanserve.errors import SettingsError
 from leanserve.listeners import open_listeners
 from leanserve.machine import Machine
 from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import ReloadSettings, Settings
 from leanserve.supervisor.cgroup import oom_kills
 from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
+from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.pool import Restarts, count_workers
 from leanserve.supervisor.signals import SignalQueue
@@ -105,6 +108,11 @@ class Supervisor:
         self.listeners = open_listeners(settings.listen, self.slots)
         self._signals = SignalQueue()
         self._crew = Crew(app, settings, self.listeners, self._signals, entry)
+        try:
+            self._control = Control(settings, self._crew, self.listeners.release, self._obey)
+        except (SettingsError, OSError):
+            self.listeners.close()
+            raise
         self._restarts = Restarts(settings.pool)
         self._selector = selectors.DefaultSelector()
         self._start_at: dict[int, float] = {}
@@ -132,6 +140,8 @@ class Supervisor:
                 self._watcher.open()
                 self._selector.register(self._watcher, selectors.EVENT_READ)
             logger.info("starting %d worker%s, supervisor pid %d", *self._counted())
+            self._crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
+            self._control.open(self._selector)
             for slot in range(self.slots):
                 self._start(slot)
             while self.machine.state is not SupervisorState.STOPPED:
@@ -151,6 +161,7 @@ class Supervisor:
             logger.info("listening on %s", url)
 
     def _close(self, *, then_exit: bool) -> None:
+        self._control.close()
         for child in list(self._crew.children.values()):
             child.kill()  # only an error of ours leads here with children left
             os.waitpid(child.pid, 0)
@@ -166,9 +177,10 @@ class Supervisor:
 
     def _wait(self) -> None:
         """One turn: sleep, then deal with what has come."""
+        self._publish()
         now = time.monotonic()
         times = [child.kill_at_s for child in self._crew.children.values()]
-        next_time = min([*times, *self._start_at.values()], default=inf)
+        next_time = min([*times, *self._start_at.values(), self._control.start_at_s])
         timeout = None if next_time == inf else max(next_time - now, 0)
         ready = self._selector.select(timeout)
         for number in self._signals.take():
@@ -178,9 +190,19 @@ class Supervisor:
         for key, _ in ready:
             if isinstance(key.data, Child) and self._lives(key.data):
                 self._hear(key.data)
+            elif key.data is self._control:
+                self._control.handle(key.fileobj)
             elif key.fileobj is self._watcher and self._watcher is not None:
                 self._look_at_files(self._watcher)
         self._keep_times()
+
+    def _publish(self) -> None:
+        """Say on the scoreboard what we know ourselves."""
+        state = self.machine.state
+        self._crew.scoreboard.tell_server(
+            slots=self.slots, crashes=self._restarts.total, restarts=self._crew.restarts,
+            stopping=state >= SupervisorState.STOPPING, rolling=state is SupervisorState.ROLLING,
+        )  # fmt: skip
 
     def _look_at_files(self, watcher: Watcher) -> None:
         try:
@@ -206,6 +228,7 @@ class Supervisor:
         for slot in [slot for slot, when in self._start_at.items() if when <= now]:
             del self._start_at[slot]
             self._start(slot)
+        self._control.keep_time(now)
 
     # Workers
 
@@ -236,6 +259,8 @@ class Supervisor:
                     self._ready(child, float(message.get("seconds", 0)))
                 elif event == "failed":
                     child.error, child.trace = str(message.get("error")), str(message.get("trace"))
+                elif event == "running":
+                    self._control.pass_on(child, message)
                 elif event == "full" and self._crew.serving(child.slot) == [child]:
                     self._replace(child.slot)
         except EOFError:
@@ -251,6 +276,7 @@ class Supervisor:
         logger.info("worker %s ready in %.2f s", child, seconds)
         if self.machine.state is SupervisorState.BOOTING:
             self._announce()
+            self._crew.scoreboard.tell_server(ready_ns=time.monotonic_ns())
         self.machine.advance(SupervisorMove.READY)
         child.booted = True
         if child.state is ChildState.READY and self._lives(child):
@@ -258,16 +284,18 @@ class Supervisor:
                 older.retire("retire", self._last_moment(older))
 
     def _reap(self) -> None:
+        self._control.reap()
         for child, code in self._crew.take_ended():
             self._hear(child)  # its last words
             self._forget(child)
+            self._control.note_death(child.pid)
             state = child.state
             child.bury()
             self._ended(child, state, code)
         if self.machine.state is SupervisorState.STOPPING and not self._crew.children:
             self.machine.advance(SupervisorMove.ALL_GONE)
         if os.getpid() == 1:
-            reap_strangers(self._crew.children)
+            reap_strangers({*self._crew.children, self._control.pid})
 
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
@@ -441,12 +469,71 @@ class Supervisor:
             self.listeners.close_slot(self.slots)
 
 
+    # Orders, which the admin process brings
+
+    def _obey(self, order: str, number: int) -> str:
+        """Run an order that may be given twice; what is done now. Raises ValueError: why it is not."""
+        handler = _ORDERS.get(order)
+        if handler is None:
+            raise ValueError(f"there is no order {order!r}")
+        logger.info("order: %s%s", order, f" {number}" if number else "")
+        return handler(self, number)
+
+    def _order_reload(self, _number: int) -> str:
+        self._check_running()
+        self._roll_all()
+        return f"replacing {self.slots} workers, one after the other"
+
+    def _order_workers(self, number: int) -> str:
+        self._check_running()
+        if not 1 <= number <= MAX_SLOTS:
+            raise ValueError(f"workers: a number from 1 to {MAX_SLOTS}, not {number}")
+        while self.slots != number:
+            before = self.slots
+            (self._add_worker if number > before else self._remove_worker)()
+            if self.slots == before:
+                raise ValueError(f"there are {before} workers, and no more can be had; the log says why")
+        return f"{number} workers"
+
+    def _check_running(self) -> None:
+        if self.machine.state not in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            raise ValueError(f"not while the server is {self.machine.state.name}")
+
+    def _order_drain(self, _number: int) -> str:
+        if self.machine.state is not SupervisorState.STOPPING:
+            self._stop()
+        return f"stopping: what runs gets up to {self.settings.drain.drain_timeout:g} s to finish"
+
+    def _order_hurry(self, _number: int) -> str:
+        self._order_drain(0)
+        self._stop()
+        return "stopping at once"
+
+    def _order_dump(self, number: int) -> str:
+        """Have workers write the stacks of their threads to stderr; `number` is that of one, or 0."""
+        found = []
+        for child in self._crew.children.values():
+            if number in (0, child.slot + 1) and self._crew.record(child) is not None:
+                child.signal(DUMP_SIGNAL)
+                found.append(child.slot + 1)
+        if not found:
+            raise ValueError(f"no worker {number or ''} that could write its stacks")
+        return f"stacks of worker {', '.join(map(str, sorted(found)))} go to the log (stderr)"
+
+
 def _watch(settings: ReloadSettings) -> Watcher:
     from leanserve.supervisor.reload import Watcher  # development only
 
     return Watcher(settings)
 
 
+_ORDERS = {
+    "reload": Supervisor._order_reload,
+    "workers": Supervisor._order_workers,
+    "drain": Supervisor._order_drain,
+    "hurry": Supervisor._order_hurry,
+    "dump": Supervisor._order_dump,
+}
 _HANDLERS = {
     "SIGTERM": Supervisor._stop,
     "SIGINT": Supervisor._stop,

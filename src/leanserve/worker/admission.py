@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from enum import IntEnum
 from time import monotonic
 from typing import Any
@@ -61,6 +61,7 @@ class Admission:
         slots: for requests and WebSockets at work: from the call of the application until it returns.
         places: for those that wait.
         root_path: what stands in front of the paths of the application.
+        on_refused: called with each request that is refused.
 
     What is promised: no more than the slots are at work and no more than the places wait, in all workers that
     share them; nobody is refused while a slot or a place is free; the application is not called for a client
@@ -77,12 +78,14 @@ class Admission:
         places: Slots,
         *,
         root_path: str = "",
+        on_refused: Callable[[], None] = lambda: None,
     ) -> None:
         self._slots = slots
         self._places = places
         self._fair_by = settings.fair_by.lower().encode("latin-1") if settings.fair_by else b""
         self._exempt = {root_path + path for path in settings.limit_exempt if path}
         self._longest_wait_s = settings.queue_timeout
+        self._on_refused = on_refused
         self._queue: FairQueue[_Waiter] = FairQueue()
         self._waiters: dict[asyncio.Task[Any], _Waiter] = {}
         self._gone: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
@@ -103,6 +106,7 @@ class Admission:
             if self._queue or not self._slots.take():
                 outcome = await self._wait_turn(scope)
                 if outcome is _Outcome.REFUSED:
+                    self._on_refused()
                     await overloaded(scope, send, self.retry_after_s())
                 if outcome is not _Outcome.ADMITTED:
                     return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib.util
 import logging
 import os
@@ -17,13 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 from leanserve.asgi.interfaces import load_app
-from leanserve.channel import Channel, WorkerSpec
+from leanserve.channel import DUMP_SIGNAL, Channel, WorkerSpec
 from leanserve.errors import BootFailed, SettingsError
 from leanserve.listeners import Listener
-from leanserve.scoreboard import Scoreboard
+from leanserve.scoreboard import Lane, Scoreboard
 from leanserve.worker.worker import Worker
 
-__all__ = ["main", "main_of_spawned"]
+__all__ = ["die_with_parent", "loop_factory", "main", "main_of_spawned", "prepare_signals"]
 
 logger = logging.getLogger("leanserve")
 
@@ -38,18 +39,26 @@ _ORDER_FOLLOWS_S = 0.2
 # The channel takes a message whole or not at all.
 _ERROR_CHARS, _TRACE_CHARS = 2_000, 20_000
 
+# Not sys.stderr, which the application may replace with something that has no descriptor.
+_STDERR_FD = 2
+
 _EXIT_SETTINGS, _EXIT_BOOT, _EXIT_BUG = 2, 3, 1
 
 
 def main(spec: WorkerSpec) -> int:
     """Import the application, serve it until told to stop, and return the exit code of the process."""
-    _prepare_signals()
-    if not _die_with_parent(spec.parent_pid):
+    prepare_signals()
+    if not die_with_parent(spec.parent_pid):
         return _EXIT_BUG
+    _answer_dump_signal()
+    lane = None
+    if spec.scoreboard_fd >= 0:
+        lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
+        lane.begin(os.getpid(), spec.generation)  # behind the signal: who is on the board can be asked
     try:
         app = load_app(spec.app, spec.settings.load)
-        with asyncio.Runner(loop_factory=_loop_factory(spec.settings.worker.loop)) as runner:
-            runner.run(_serve(spec, app))
+        with asyncio.Runner(loop_factory=loop_factory(spec.settings.worker.loop)) as runner:
+            runner.run(_serve(spec, app, lane))
     except (BootFailed, SettingsError, OSError) as error:
         _tell_failure(spec, str(error), traceback.format_exc())
         return _EXIT_SETTINGS if isinstance(error, SettingsError) else _EXIT_BOOT
@@ -83,7 +92,7 @@ def main_of_spawned(fd: int) -> int:
     return main(spec)
 
 
-def _prepare_signals() -> None:
+def prepare_signals() -> None:
     """^C and ^\\ at a terminal go to the whole group: the supervisor alone decides what they mean.
 
     SIGTERM keeps its default until the application is up: who imports or loads a model ends at once.
@@ -94,17 +103,23 @@ def _prepare_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel send SIGTERM when the supervisor dies; False when it is dead already."""
+def _answer_dump_signal() -> None:
+    """Write the stacks of all threads to stderr when the supervisor asks; the GIL is not needed for that."""
+    if DUMP_SIGNAL and sys.stderr is not None:
+        faulthandler.register(DUMP_SIGNAL, file=_STDERR_FD, all_threads=True, chain=False)
+
+
+def die_with_parent(parent_pid: int, number: int = signal.SIGTERM) -> bool:
+    """Have the kernel send a signal when the supervisor dies; False when it is dead already."""
     if sys.platform == "linux":
         import ctypes
 
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
     return parent_pid in (0, os.getppid())
 
 
-def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     """What makes the event loop; None for the one of asyncio."""
     if loop == "uvloop" or (loop == "auto" and importlib.util.find_spec("uvloop") is not None):
         import uvloop
@@ -123,11 +138,7 @@ def _tell_full(channel: Channel) -> None:
     channel.send({"event": "full"})
 
 
-async def _serve(spec: WorkerSpec, app: Any) -> None:
-    lane = None
-    if spec.scoreboard_fd >= 0:
-        lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
-        lane.begin(os.getpid(), spec.generation)
+async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
     channel = spec.channel
     worker = Worker(
         app,
@@ -167,7 +178,11 @@ class _Orders:
     def _read(self) -> None:
         try:
             for message in self._channel.receive():
-                self._take(str(message.get("order")))
+                if "list" in message:
+                    running = self._worker.list_running()
+                    self._channel.send({"event": "running", "list": message["list"], "running": running})
+                else:
+                    self._take(str(message.get("order")))
         except EOFError:
             self._loop.remove_reader(self._channel.fileno())
             self._take("drain")

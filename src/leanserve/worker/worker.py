@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
 from leanserve.protocol.responses import DefaultHeaders, check_headers
 from leanserve.scoreboard import Lane, WorkerState
 from leanserve.settings import Settings
+from leanserve.tally import Tally
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
 from leanserve.transport.hangup import HangupWatch, make_watch
@@ -37,12 +39,15 @@ from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
 from leanserve.worker.lifetime import Lifetime
 from leanserve.worker.memory import Trimmer, find_trim
+from leanserve.worker.probes import Probes
 from leanserve.worker.slots import make_slots
 
 __all__ = ["Worker", "WorkerMachine", "WorkerMove", "WorkerState"]
 
 logger = logging.getLogger("leanserve")
 
+# What the supervisor is told of requests at work has to fit into its channel at once.
+_MOST_LISTED, _LISTED_CHARS = 20, 200
 # From cancelling what still runs at the end of the drain to cutting its connection.
 _CANCEL_GRACE_S = 1.0
 
@@ -99,7 +104,11 @@ class Worker:
         self.settings = settings
         self.listeners = list(listeners)
         self.machine = WorkerMachine()
-        self.lifespan = Lifespan(app, settings.load)
+        self.shutdown = {"event": asyncio.Event()}
+        self.extensions: dict[str, dict[str, Any]] = {
+            "leanserve.worker": {"set_ready": self.set_ready}, "leanserve.shutdown": self.shutdown,
+        }  # fmt: skip
+        self.lifespan = Lifespan(app, settings.load, self.extensions)
         self.proxies = (
             TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
         )
@@ -114,10 +123,10 @@ class Worker:
         self.context = self.lifespan.context
         self.state = self.lifespan.state
         self.keeps_records = settings.log.access_log
-        self.shutdown = {"event": asyncio.Event()}
         self.times_requests = times_all(settings.request)
         self.cancellation, self.policies = find_policies(settings.cancel)
         self.lane = lane
+        self.tally = Tally() if lane is not None and lane.watched else None
         self.connections: set[Connection] = set()
         self.running: set[Running] = set()
         self.server_cert = _read_certificate(settings)
@@ -125,10 +134,14 @@ class Worker:
         self._admission: Admission | None = None
         if self.limits_running:
             slots, places = make_slots(settings.admission, lane, token_fds)
-            self._admission = Admission(settings.admission, slots, places, root_path=self.root_path)
+            self._admission = Admission(
+                settings.admission, slots, places, root_path=self.root_path, on_refused=self._count_refused
+            )
         self.app = app if self._admission is None else self._admission.guard(app)
         ends = settings.worker.limit_max_requests is not None
         self._lifetime = Lifetime(settings.worker, on_full) if ends else None
+        admin = settings.admin
+        self._probes = Probes(admin, self._why_not_ready) if admin.health_path or admin.ready_path else None
         self._complaints = Complaints(logger)
         trim = find_trim()
         self._trimmer = Trimmer(trim) if trim is not None else None
@@ -146,6 +159,8 @@ class Worker:
     _acceptor: Acceptor
     _ticker: asyncio.TimerHandle
     _done = _bytes_in = _bytes_out = 0  # of ended exchanges, until the scoreboard is told
+    _tick_due_ns = sys.maxsize
+    _app_says_no = ""  # why the application wants no requests
     _told: tuple[int, int] = (0, 0)  # declined heads and frames that a debug line has told of
 
     def __repr__(self) -> str:
@@ -284,17 +299,25 @@ class Worker:
         now = time.time()
         self.default_headers = self._make_headers(int(now))
         if self.lane is not None:
-            self.lane.beat(time.monotonic_ns())
+            beat_ns = time.monotonic_ns()
+            self.lane.beat(beat_ns)
+            self.lane.tell_lag(max(beat_ns - self._tick_due_ns, 0))
             self._tell_counts(self.lane)
         self._tell_fastpath()
         if self._trimmer is not None:
             self._trimmer.look(len(self.connections) + len(self._handshaking), self.loop.time())
         # A little late rather than early: loops keep time in milliseconds.
-        self._ticker = self.loop.call_later(1.002 - now % 1, self._tick)
+        wait_s = 1.002 - now % 1
+        self._tick_due_ns = time.monotonic_ns() + int(wait_s * 1e9)
+        self._ticker = self.loop.call_later(wait_s, self._tick)
 
     def _tell_counts(self, lane: Lane) -> None:
         lane.count_done(self._done, self._bytes_in, self._bytes_out)
         self._done = self._bytes_in = self._bytes_out = 0
+        if self.tally is not None:
+            lane.tell_tally(self.tally)
+        elif lane.watched:
+            self.tally = Tally()  # from now on there is somebody who reads it
 
     def _tell_fastpath(self) -> None:
         """What share of the traffic was plain: to the scoreboard, and a debug line when it was not all."""
@@ -323,6 +346,33 @@ class Worker:
             "frames_declined": 0 if frames is None else frames.declined,
         }
 
+    def set_ready(self, ready: bool, reason: str = "") -> None:
+        """The ASGI extension ``leanserve.worker``: whether the application of this worker wants requests.
+
+        Requests that come are served all the same; those who steer them are told. Any thread may call it.
+
+        Args:
+            ready: a worker is, until somebody says no.
+            reason: why not, in a few words: it stands in the answer of `ready_path`.
+        """
+        self._app_says_no = "" if ready else str(reason) or "the application says so"
+        if self.lane is not None:
+            self.lane.tell_app_ready(ready)
+
+    def _why_not_ready(self) -> str:
+        state = self.machine.state
+        return self._app_says_no if state is WorkerState.READY else f"the worker is {state.name.lower()}"
+
+    def list_running(self) -> list[dict[str, Any]]:
+        """What is at work, those first that have been for longest: method and path, seconds (None: not
+        measured). No more than some twenty, and of a long path its beginning."""
+        now = time.monotonic()
+        found = sorted(self.running, key=lambda exchange: exchange.started)[:_MOST_LISTED]
+        return [
+            {"what": str(each)[:_LISTED_CHARS], "age_s": now - each.started if each.started else None}
+            for each in found
+        ]
+
     def _make_headers(self, now: int) -> DefaultHeaders:
         headers: Headers = []
         if self.settings.http.date_header:
@@ -343,17 +393,24 @@ class Worker:
         """Begin an exchange. Whether its application is called at once is the business of admission."""
         if self._lifetime is not None:
             self._lifetime.count()
+        app = self.app
+        if self._probes is not None and (probe := self._probes.find(request)) is not None:
+            app = probe
         exchange: HttpExchange | WebSocketExchange
         if request.upgrade:
             from leanserve.asgi.websocket import WebSocketExchange  # and wsproto: a quarter of all imports
 
-            exchange = WebSocketExchange(self, connection, request, self.app)
+            exchange = WebSocketExchange(self, connection, request, app)
         else:
-            exchange = HttpExchange(self, connection, request, self.app)
+            exchange = HttpExchange(self, connection, request, app)
         self.running.add(exchange)
         if self.lane is not None:
             self.lane.request_started()
         return exchange
+
+    def _count_refused(self) -> None:
+        if self.tally is not None:
+            self.tally.limited += 1
 
     def connection_opened(self, connection: Connection) -> None:
         """A connection was accepted."""
@@ -394,8 +451,20 @@ class Worker:
         if self.keeps_records:
             write_access(record)
 
+    def websocket_opened(self) -> None:
+        """A WebSocket handshake was accepted."""
+        if self.lane is not None:
+            self.lane.websocket_opened()
+
+    def websocket_closed(self) -> None:
+        """A WebSocket that was open has ended."""
+        if self.lane is not None:
+            self.lane.websocket_closed()
+
     def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
         """The peer broke the protocol: one line, and not too many of them."""
+        if self.tally is not None:
+            self.tally.refused += 1
         client = connection.peer.client
         peer = f"{client[0]}:{client[1]}" if client else "a peer"
         self._complaints.add("refused %s: %s", peer, error.reason)
