@@ -18,6 +18,9 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import fastapi
+import fastapi.responses
+import flask
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -28,6 +31,7 @@ from starlette.routing import Route
 
 from harness import Certificates
 from leanserve.asgi.http import HttpExchange
+from leanserve.compat.wsgi import WsgiAdapter
 from leanserve.errors import ClientDisconnected
 from leanserve.transport.connection import Connection
 from leanserve.worker.worker import Worker
@@ -683,5 +687,115 @@ def test_a_client_that_half_closed_behind_an_unread_body_reads_its_answer_to_the
                     await asyncio.sleep(0.3)
                     (got,) = await client.read_all(b"POST")
                     assert (got.status, got.body) == (413, answer)
+
+    run(loop, main)
+
+
+class Frameworks:
+    """Handlers without ``async``, in threads: each runs for a while, says how many run, and notes its end."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.ended = 0
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+
+    def work(self) -> None:
+        with self.lock:
+            self.running += 1
+        self.over.wait(20)
+        with self.lock:
+            self.running -= 1
+            self.ended += 1
+
+    def fastapi(self) -> Any:
+        app = fastapi.FastAPI()
+
+        @app.get("/plain")
+        def plain() -> str:
+            self.work()
+            return "late"
+
+        @app.get("/stream")
+        def stream() -> Any:
+            def pieces() -> Any:
+                yield b"first"
+                self.work()
+                yield b"last"
+
+            return fastapi.responses.StreamingResponse(pieces())
+
+        def before() -> Any:
+            self.work()
+            yield 1
+
+        @app.get("/before")
+        async def depends(found: int = fastapi.Depends(before)) -> int:
+            return found
+
+        def behind() -> Any:
+            yield 1
+            self.work()
+
+        @app.get("/behind")
+        async def behind_it(found: int = fastapi.Depends(behind, scope="function")) -> int:
+            return found
+
+        return app
+
+    def wrapped(self) -> Any:
+        app = self.fastapi()
+
+        @app.middleware("http")
+        async def passes(request: Any, call_next: Any) -> Any:
+            return await call_next(request)
+
+        return app
+
+    def flask(self) -> Any:
+        app = flask.Flask("here")
+
+        @app.route("/plain")
+        def plain() -> str:
+            self.work()
+            return "late"
+
+        @app.route("/stream")
+        def stream() -> Any:
+            def pieces() -> Any:
+                yield b"first"
+                self.work()
+                yield b"last"
+
+            return flask.Response(pieces())
+
+        return WsgiAdapter(app)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [(kind, path) for kind in ("fastapi", "wrapped") for path in ("plain", "stream", "before", "behind")]
+    + [("flask", "plain"), ("flask", "stream")],
+)
+def test_a_slot_is_taken_until_the_handler_in_its_thread_has_ended(loop: str, kind: str, path: str) -> None:
+    """The client leaves: the next request waits for its turn all the same, as long as the thread runs."""
+
+    async def main() -> None:
+        works = Frameworks()
+        flat = {"max_concurrent_requests": 1, "max_queue": 9, "lifespan": "off"}
+        async with serving(getattr(works, kind)(), **flat) as worker:
+            client = await Client.open(worker)
+            await client.send(get(path))
+            await eventually(lambda: works.running == 1)
+            client.reset()
+            await eventually(lambda: not worker.connections)
+            async with await Client.open(worker) as second:
+                await second.send(get("nowhere", "connection: close\r\n"))
+                await asyncio.sleep(0.2)
+                assert (works.running, len(worker.running)) == (1, 2)
+                works.over.set()
+                assert [answer.status for answer in await second.read_all()] == [404]
+                assert (works.running, works.ended) == (0, 1)
+            await eventually(lambda: not worker.running)
 
     run(loop, main)

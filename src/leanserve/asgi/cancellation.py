@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import gc
 import inspect
 import re
 from collections.abc import Sequence
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from leanserve.asgi.messages import Running
 
 __all__ = ["CANCELLATION", "Grace", "Policies", "cancel_task", "cause_of", "find_policies"]
+
+# What stands between who asks an asynchronous generator and the generator; it has no attribute for that.
+_STEPS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
 
 #: The name of the extension.
 CANCELLATION: Final = "leanserve.cancellation"
@@ -93,12 +97,28 @@ def cancel_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], cause
 
 def _find_thread(coroutine: CoroutineType[Any, Any, Any]) -> asyncio.Future[Any] | None:
     """What stands for a thread of anyio, if the innermost of these coroutines waits for one."""
-    while isinstance(inner := coroutine.cr_await, CoroutineType):
-        coroutine = inner
+    coroutine = _find_innermost(coroutine)
     if coroutine.cr_code.co_name != "run_sync_in_worker_thread" or coroutine.cr_frame is None:
         return None
     seen = coroutine.cr_frame.f_locals
     return None if seen.get("abandon_on_cancel", True) else seen.get("future")
+
+
+def _find_innermost(coroutine: CoroutineType[Any, Any, Any]) -> CoroutineType[Any, Any, Any]:
+    """The last coroutine on the way to what this one waits for; through generators, too, in which frameworks
+    have a thread run: iterators without ``async`` in a response, dependencies that ``yield``."""
+    inner: Any = coroutine
+    while True:
+        if isinstance(inner, CoroutineType):
+            coroutine, inner = inner, inner.cr_await
+        elif isinstance(inner, AsyncGeneratorType):
+            inner = inner.ag_await
+        elif isinstance(inner, GeneratorType):
+            inner = inner.gi_yieldfrom
+        elif type(inner).__name__ in _STEPS:
+            inner = next((it for it in gc.get_referents(inner) if isinstance(it, AsyncGeneratorType)), None)
+        else:
+            return coroutine
 
 
 class Grace:
