@@ -799,3 +799,72 @@ def test_a_slot_is_taken_until_the_handler_in_its_thread_has_ended(loop: str, ki
             await eventually(lambda: not worker.running)
 
     run(loop, main)
+
+
+ONE = {"max_concurrent_requests": 1, "max_queue": 9, "lifespan": "off"}
+
+
+class Turns:
+    """Keeps its slot until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ends: list[Any] = []
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun.append(scope["path"])
+        try:
+            await self.go_on.wait()
+            await send(START)
+            await send(part(b"done", more=False))
+        except asyncio.CancelledError as error:
+            self.ends.append(error.args)
+            raise
+
+
+def test_the_time_of_a_request_runs_while_it_waits_for_its_turn(loop: str) -> None:
+    """It ends there: 504, the place is free again, and the application has not been called."""
+
+    async def main() -> None:
+        app = Turns()
+        async with serving(app, **ONE) as worker:
+            async with await Client.open(worker) as first, await Client.open(worker) as second:
+                await first.send(get("first"))
+                await eventually(lambda: app.begun)
+                await second.send(get("second", "request-timeout: 0.2\r\n"))
+                assert (await second.read_one()).status == 504
+                await eventually(lambda: len(worker.running) == 1)
+                assert "0 waiting" in repr(worker._admission)
+                await second.send(get("third"))
+                await eventually(lambda: len(worker.running) == 2)
+                app.go_on.set()
+                assert [(await it.read_one()).status for it in (first, second)] == [200, 200]
+                assert (app.begun, app.ends) == (["/first", "/third"], [])
+            await eventually(lambda: not worker.connections)
+            assert len(worker.deadlines) == 0
+
+    run(loop, main)
+
+
+def test_what_runs_on_without_its_client_keeps_its_turn(loop: str) -> None:
+    """A job that is to be done though nobody hears of it (policy ignore) does not leave the queue."""
+
+    async def main() -> None:
+        app = Turns()
+        async with serving(app, disconnect_policy=["/kept=ignore"], **ONE) as worker:
+            async with await Client.open(worker) as first:
+                await first.send(get("first"))
+                await eventually(lambda: app.begun)
+                for path in ("kept", "left"):
+                    client = await Client.open(worker)
+                    await client.send(get(path))
+                    await eventually(lambda path=path: len(worker.running) == (2 if path == "kept" else 3))
+                    client.reset()
+                    await eventually(lambda: len(worker.connections) == 1)
+                await eventually(lambda: len(worker.running) == 2)
+                app.go_on.set()
+                await eventually(lambda: not worker.running)
+                assert app.begun == ["/first", "/kept"]
+
+    run(loop, main)

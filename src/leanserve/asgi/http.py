@@ -143,13 +143,13 @@ class HttpExchange:
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, or the request broke off."""
         if self.response < _UNHEARD:
-            self.service.client_left(self)
             policy, cause = self.cancellation.get("policy"), self.cause or cause_of(exc)
             self.cause = cause
             if policy == "ignore" and BodyState.ENDED <= self.body <= BodyState.DELIVERED:
                 self._lose(ResponseMove.IGNORE)
                 self._close_record()
                 return  # nothing else is told: what has arrived of the request is all of it
+            self.service.client_left(self)
             self._lose()
             if isinstance(exc, RemoteProtocolError):
                 self.status = self.status or exc.status
