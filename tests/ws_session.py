@@ -24,6 +24,7 @@ class _Service(FakeService):
     def open_exchange(self, connection: Connection, request: Request) -> Any:
         exchange = WebSocketExchange(self, connection, request, self.app)
         self.exchanges.append(exchange)
+        self.running.add(exchange)
         return exchange
 
 
@@ -104,6 +105,7 @@ def session(app: Any, *, kernel_bytes: int = 1 << 20, **settings: Any) -> Iterat
             made.exchange.task.cancel()
             made.settle()
         assert not made.service.running
+        assert not made.service.exchanges or made.exchange.task.exception() is None
     finally:
         made.loop.close()
     assert made.service.failures == []

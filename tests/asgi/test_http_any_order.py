@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from fakes import FakeService, FakeTransport
+from leanserve.asgi.states import ResponseState
 from leanserve.errors import AppProtocolError, ClientDisconnected
 from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
@@ -29,6 +30,8 @@ REQUESTS = {
     "large": (b"POST", POST + b"content-length: 300000\r\n\r\n" + b"x" * 300000),
     "pair": (b"GET", GET),
     "junk": (b"GET", b"\x00\x01\x02\r\n\r\n"),
+    "asks": (b"GET", GET.replace(b"\r\n\r\n", b"\r\nrequest-timeout: 2\r\n\r\n")),
+    "asks too much": (b"GET", GET.replace(b"\r\n\r\n", b"\r\nrequest-timeout: 0\r\n\r\n")),
     "badchunk": (b"POST", POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n"),
 }  # fmt: skip
 
@@ -38,11 +41,14 @@ SENDS: dict[str, dict[str, Any]] = {
     "start 204": {**START, "status": 204},
     "start length 3": {**START, "headers": [(b"content-length", b"3")]},
     "start close": {**START, "headers": [(b"connection", b"close")]},
+    "start events": {**START, "headers": [(b"content-type", b"text/event-stream")]},
     "start trailers": {**START, "trailers": True},
     "start bad": {**START, "headers": [(b"a", b"b\r\nc: d")]},
     "start twice the length": {**START, "headers": [(b"content-length", b"3"), (b"content-length", b"4")]},
     "part": {"type": "http.response.body", "body": b"abc", "more_body": True},
     "big part": {"type": "http.response.body", "body": b"y" * 200_000, "more_body": True},
+    "line": {"type": "http.response.body", "body": b"data: 1\n", "more_body": True},
+    "empty part": {"type": "http.response.body", "more_body": True},
     "last": {"type": "http.response.body", "body": b"abc"},
     "empty last": {"type": "http.response.body"},
     "trailers": {"type": "http.response.trailers", "headers": [(b"x-t", b"1")]},
@@ -51,9 +57,9 @@ SENDS: dict[str, dict[str, Any]] = {
     "nonsense": {"type": "websocket.send"},
 }
 ANSWERS = ("last", "empty last", "part", "big part")
-DOES = ("receive", "raise", "return")
+DOES = ("receive", "raise", "return", "cancel", "notify", "ignore")
 PEER = ("half", "rest", "eof", "reset", "reads", "reads a little")
-SERVER = ("drain", "a second", "ten seconds", "two minutes")
+SERVER = ("drain", "a moment", "a second", "ten seconds", "two minutes")
 
 STEP = st.one_of(
     st.tuples(st.just("begin"), st.sampled_from(sorted(REQUESTS))),
@@ -70,12 +76,14 @@ STEP = st.one_of(
 class Bench:
     """One connection, with an application that does what it is told."""
 
-    def __init__(self, *, tls: bool, fast: bool) -> None:
+    def __init__(self, *, tls: bool, fast: bool, stays: bool = False, **flat: Any) -> None:
+        self.stays = stays  # an application that catches its cancellation, and goes on
+        self.cancels: list[list[tuple[Any, str, Any]]] = []  # of each: message, policy and cause in the scope
         self.orders: list[asyncio.Queue[Any]] = []
         self.surprises: list[BaseException] = []
         self.methods: list[bytes] = []
         self.half = b""
-        self.service = FakeService(self.app, Settings.build(linger_timeout=2.0, fastpath=fast))
+        self.service = FakeService(self.app, Settings.build(linger_timeout=2.0, fastpath=fast, **flat))
         self.connection: Connection
         self.transport: FakeTransport
         self.connection, self.transport = self.service.connect(tls=tls)
@@ -86,15 +94,30 @@ class Bench:
         orders: asyncio.Queue[Any] = asyncio.Queue()
         self.orders.append(orders)
         waiting: set[asyncio.Task[Any]] = set()
+        cancels: list[tuple[Any, str, Any]] = []
+        self.cancels.append(cancels)
+        told = scope["extensions"]["leanserve.cancellation"]
         try:
-            while (order := await orders.get()) != "return":
+            while True:
+                try:
+                    order = await orders.get()
+                except asyncio.CancelledError as error:
+                    cancels.append((error.args[:1], told["policy"], told["cause"]))
+                    if self.stays and error.args:
+                        continue
+                    raise
+                if order == "return":
+                    break
                 if order == "raise":
                     raise ValueError("told to")
+                if order in ("cancel", "notify", "ignore"):
+                    told["policy"] = order
+                    continue
                 call = receive() if order == "receive" else send(order)
                 task = asyncio.ensure_future(call)
                 waiting.add(task)
                 task.add_done_callback(self.judge)
-                await asyncio.wait([task], timeout=0)
+                await asyncio.sleep(0)
         finally:
             for task in waiting:
                 task.cancel()
@@ -156,7 +179,7 @@ class Bench:
         if what == "drain":
             self.service.drain()
         else:
-            self.service.loop.pass_time({"a second": 1, "ten seconds": 10, "two minutes": 120}[what])
+            self.service.loop.pass_time({"a moment": 0.05, "a second": 1, "ten seconds": 10, "two minutes": 120}[what])
 
     # What has to hold
 
@@ -165,6 +188,12 @@ class Bench:
         assert not self.surprises, self.surprises
         assert not self.service.loop.problems, self.service.loop.problems
         assert len(self.service.records) <= len(self.service.exchanges)
+        for cancels in self.cancels:
+            assert len(cancels) <= 1, cancels  # who goes on is not asked twice
+            for message, policy, cause in cancels:
+                assert message == (cause,)
+                assert cause in ({"client_gone", "slow_reader", "deadline", "bad_request"} if policy == "cancel"
+                                 else {"deadline"}), (policy, cause)  # fmt: skip
         begun = [exchange.request.method for exchange in self.service.exchanges]
         # One more: a refusal of what never became an exchange.
         return parse(self.transport.wire, begun if not self.service.refusals else [*begun, b"GET"])
@@ -190,7 +219,11 @@ class Bench:
         assert self.connection not in self.service.connections
         assert len(self.service.deadlines) == 0
         assert len(self.service.records) == len(self.service.exchanges)
-        self.check()
+        assert [exchange for exchange in self.service.exchanges if exchange.timer is not None] == []
+        assert self.connection.reader_watch is None
+        for response, exchange in zip(self.check(), self.service.exchanges, strict=False):
+            if exchange.response is ResponseState.GONE and response.get(b"transfer-encoding"):
+                assert not response.complete, response  # what was cut never looks complete
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -201,6 +234,47 @@ def test_any_order(steps: list[tuple[str, str]], tls: bool, fast: bool) -> None:
         for kind, what in steps:
             bench.step(kind, what)
         event(bench.connection.phase.name)
+        bench.end()
+    finally:
+        bench.service.loop.close()
+
+
+LIMITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "request_timeout": st.sampled_from((0.5, 3.0, 30.0)),
+        "response_start_timeout": st.sampled_from((0.5, 3.0)),
+        "response_gap_timeout": st.sampled_from((0.5, 3.0)),
+        "sse_comment_interval": st.sampled_from((0.4, 3.0)),
+        "cancel_on_disconnect": st.booleans(),
+        "disconnect_policy": st.sampled_from((["*=ignore"], ["*=notify"], ["/x=ignore"])),
+        "half_close": st.sampled_from(("deliver", "disconnect")),
+        "send_timeout": st.sampled_from((0.5, 5.0, None)),
+        "max_body_size": st.sampled_from((3, 100_000)),
+        "body_min_rate": st.sampled_from((0, 10, 100_000)),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.tuples(st.just("request"), st.sampled_from(sorted(REQUESTS))), st.lists(STEP, min_size=3, max_size=25),
+    st.booleans(), st.booleans(), st.booleans(), LIMITS,
+)  # fmt: skip
+def test_any_order_under_any_limits(
+    first: tuple[str, str],
+    steps: list[tuple[str, str]],
+    tls: bool,
+    fast: bool,
+    stays: bool,
+    limits: dict[str, Any],
+) -> None:
+    bench = Bench(tls=tls, fast=fast, stays=stays, **limits)
+    try:
+        for kind, what in [first, *steps]:
+            bench.step(kind, what)
+        for cause in {record.cause for record in bench.service.records}:
+            event(f"cause {cause or 'none'}")
         bench.end()
     finally:
         bench.service.loop.close()
