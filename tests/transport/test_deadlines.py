@@ -6,6 +6,7 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -175,3 +176,20 @@ def test_as_a_timer_per_entry_would(steps: list[tuple[int, str, int]]) -> None:
     assert [entry.fired for entry in entries] == fired
     assert len(deadlines._heap) <= 5 + 64 + len(steps)
     assert loop.armed <= 1
+
+
+def test_a_fault_of_one_does_not_stop_the_time_of_the_others() -> None:
+    loop, deadlines = made()
+
+    class Fails(Entry):
+        def deadline_reached(self) -> None:
+            raise LookupError("a fault")
+
+    others = [Entry(deadlines) for _ in range(4)]
+    for entry, seconds in zip([others[0], Fails(deadlines), *others[1:]], (5, 5, 5, 6, 60), strict=True):
+        deadlines.set(entry, seconds)
+    with pytest.raises(LookupError):
+        loop.pass_time(100)
+    loop.pass_time(100)
+    assert [len(entry.fired) for entry in others] == [1, 1, 1, 1]
+    assert len(deadlines) == 0

@@ -107,16 +107,18 @@ class Deadlines:
         now = self.now()
         self._armed_for = NEVER
         self._handle = None
-        while self._heap and self._heap[0][0] <= now:
-            entry: Entry | None = heapq.heappop(self._heap)[2]
-            if entry is None:
-                self._forgotten -= 1
-                continue
-            entry.queue_item = None
-            if entry.deadline <= now:
-                entry.deadline = NEVER
-                entry.deadline_reached()
-            elif entry.deadline != NEVER:
-                self._queue(entry, entry.deadline)
-        if self._heap and self._heap[0][0] < self._armed_for:
-            self._arm(self._heap[0][0])
+        try:
+            while self._heap and self._heap[0][0] <= now:
+                entry: Entry | None = heapq.heappop(self._heap)[2]
+                if entry is None:
+                    self._forgotten -= 1
+                    continue
+                entry.queue_item = None
+                if entry.deadline <= now:
+                    entry.deadline = NEVER
+                    entry.deadline_reached()
+                elif entry.deadline != NEVER:
+                    self._queue(entry, entry.deadline)
+        finally:  # a fault of one must not stop the time of all
+            if self._heap and self._heap[0][0] < self._armed_for:
+                self._arm(self._heap[0][0])
