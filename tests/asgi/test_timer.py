@@ -61,7 +61,7 @@ class Paced:
 
 
 class Rig:
-    def __init__(self, app: Paced, fast: bool, kernel_bytes: int = 1 << 20, **flat: Any) -> None:
+    def __init__(self, app: Any, fast: bool, kernel_bytes: int = 1 << 20, **flat: Any) -> None:
         app.rig = self
         self.service = FakeService(app, Settings.build(fastpath=fast, **flat))
         self.connection: Connection
@@ -84,7 +84,7 @@ class Rig:
 def rig(request: pytest.FixtureRequest) -> Iterator[Any]:
     made: list[Rig] = []
 
-    def make(app: Paced, **flat: Any) -> Rig:
+    def make(app: Any, **flat: Any) -> Rig:
         made.append(Rig(app, request.param, **flat))
         return made[-1]
 
@@ -153,6 +153,72 @@ def test_counted_from_the_complete_request(rig: Any) -> None:
     assert it.answers() == []
     it.wait(0.2)
     assert it.answers()[0].status == 504
+
+
+class Slow:
+    """Takes one message of the body, waits, takes the rest and answers."""
+
+    def __init__(self, *pauses: float) -> None:
+        self.pauses = pauses
+        self.end: Any = None
+        self.rig: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        loop = self.rig.service.loop
+        try:
+            for pause in self.pauses:
+                waiter = asyncio.get_running_loop().create_future()
+                loop.call_at(loop.time() + pause, lambda it=waiter: it.done() or it.set_result(None))
+                await waiter
+                if not (await receive()).get("more_body"):
+                    break
+            await send(START)
+            await send(part(b"end", more=False))
+            self.end = "returned"
+        except asyncio.CancelledError as error:
+            self.end = error.args
+            raise
+
+
+LARGE = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 210000\r\n\r\n"
+EXPECTS = POST.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n")
+
+
+@pytest.mark.parametrize("limit", ["request_timeout", "response_start_timeout"])
+@pytest.mark.parametrize("data", [LARGE + b"x" * 70_000, EXPECTS], ids=["large", "expects"])
+def test_a_body_that_the_application_leaves_unread_gives_it_no_time(rig: Any, data: bytes, limit: str) -> None:
+    """Then it is the application that keeps the client waiting, and not the other way round."""
+    app = Slow(100)
+    it = rig(app, **{limit: 5})
+    it.ask(data)
+    it.wait(4.9)
+    assert it.answers() == []
+    it.wait(0.2)
+    assert it.answers()[0].status == 504
+    assert app.end == ("deadline",)
+
+
+def test_a_body_that_is_read_slowly_is_read(rig: Any) -> None:
+    """What counts is the time of one pause, and behind the end of the request that of the response."""
+    app = Slow(4, 4, 4)
+    it = rig(app, request_timeout=5)
+    it.ask(LARGE + b"x" * 70_000)
+    for _ in range(2):
+        it.wait(4)
+        it.ask(b"x" * 70_000)
+    it.wait(4)
+    assert app.end == "returned"
+    assert [answer.status for answer in it.answers()] == [200]
+
+
+def test_who_waits_for_the_body_that_it_has_asked_for_has_all_the_time(rig: Any) -> None:
+    app = Slow(4, 0.1, 0.1)
+    it = rig(app, request_timeout=5, body_timeout=60)
+    it.ask(EXPECTS)
+    it.wait(30)
+    it.ask(b"abcd")
+    it.wait(1)
+    assert app.end == "returned"
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ class HttpExchange:
             self.undelivered += data
         if len(self.undelivered) > self.service.settings.flow.receive_high_water:
             self.connection.pause_reading()
+            if self.timer is not None:
+                self.timer.begin()  # from here on it is the application that keeps the client waiting
         self._wake()
 
     def body_ended(self) -> None:
@@ -184,7 +186,7 @@ class HttpExchange:
             if timeout_s <= 0:
                 return too_late
         self.timer = ExchangeTimer(self, timeout_s)
-        if self.body is _BODYLESS:
+        if self.body is _BODYLESS or self.request.expects_continue:
             self.timer.begin()
         return app
 
@@ -221,12 +223,16 @@ class HttpExchange:
         unasked = self.body is BodyState.UNREAD and self.response <= ResponseState.HELD
         if unasked and self.request.expects_continue:
             self.connection.send_interim(100)
+            if self.timer is not None:
+                self.timer.rewind()
 
     def _deliver(self) -> Message:
         body = bytes(self.undelivered)
         if body:
             self.undelivered = b""
             self.connection.resume_reading()
+            if self.timer is not None and self.body is not _ENDED:
+                self.timer.rewind()
         if self.body is _ENDED:
             self._body_move(_DELIVER)
             return {"type": "http.request", "body": body, "more_body": False}

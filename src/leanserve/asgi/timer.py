@@ -93,11 +93,16 @@ class ExchangeTimer:
     # What the exchange tells
 
     def begin(self) -> None:
-        """The request is complete."""
+        """The request is complete, or the application does not take what is here of it."""
         self._set(_Limit.WHOLE, self._timeout_s)
         if self._exchange.response <= ResponseState.HELD:  # else it has begun ahead of the request's end
             self._set(_Limit.START, self._exchange.service.settings.request.response_start_timeout)
         self._arm()
+
+    def rewind(self) -> None:
+        """The application wants more of the request: its time begins when it is complete."""
+        self._ends.pop(_Limit.WHOLE, None)
+        self._ends.pop(_Limit.START, None)
 
     def head_sent(self, headers: Headers) -> None:
         """The response has begun."""
