@@ -56,10 +56,12 @@ SENDS: dict[str, dict[str, Any]] = {
     "path": {"type": "http.response.pathsend", "path": "relative"},
     "nonsense": {"type": "websocket.send"},
 }
+CAUSES = ("client_gone", "slow_reader", "bad_request")
 ANSWERS = ("last", "empty last", "part", "big part")
 DOES = ("receive", "raise", "return", "cancel", "notify", "ignore")
 PEER = ("half", "rest", "eof", "reset", "reads", "reads a little")
-SERVER = ("drain", "a moment", "a second", "ten seconds", "two minutes")
+TIMES = {"a moment": 0.05, "a second": 1, "ten seconds": 10, "two minutes": 120}
+SERVER = ("drain", *TIMES)
 
 STEP = st.one_of(
     st.tuples(st.just("begin"), st.sampled_from(sorted(REQUESTS))),
@@ -179,7 +181,7 @@ class Bench:
         if what == "drain":
             self.service.drain()
         else:
-            self.service.loop.pass_time({"a moment": 0.05, "a second": 1, "ten seconds": 10, "two minutes": 120}[what])
+            self.service.loop.pass_time(TIMES[what])
 
     # What has to hold
 
@@ -192,8 +194,7 @@ class Bench:
             assert len(cancels) <= 1, cancels  # who goes on is not asked twice
             for message, policy, cause in cancels:
                 assert message == (cause,)
-                assert cause in ({"client_gone", "slow_reader", "deadline", "bad_request"} if policy == "cancel"
-                                 else {"deadline"}), (policy, cause)  # fmt: skip
+                assert cause == "deadline" or (policy == "cancel" and cause in CAUSES), (policy, cause)
         begun = [exchange.request.method for exchange in self.service.exchanges]
         # One more: a refusal of what never became an exchange.
         return parse(self.transport.wire, begun if not self.service.refusals else [*begun, b"GET"])

@@ -186,7 +186,7 @@ EXPECTS = POST.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n")
 
 @pytest.mark.parametrize("limit", ["request_timeout", "response_start_timeout"])
 @pytest.mark.parametrize("data", [LARGE + b"x" * 70_000, EXPECTS], ids=["large", "expects"])
-def test_a_body_that_the_application_leaves_unread_gives_it_no_time(rig: Any, data: bytes, limit: str) -> None:
+def test_a_body_that_is_left_unread_gives_no_time(rig: Any, data: bytes, limit: str) -> None:
     """Then it is the application that keeps the client waiting, and not the other way round."""
     app = Slow(100)
     it = rig(app, **{limit: 5})

@@ -595,8 +595,7 @@ def test_threads_see_the_shutdown(loop: str) -> None:
 
 @pytest.mark.parametrize("end", ["deadline", "app_error", "drain", "stubborn"])
 def test_a_cut_behind_a_question_does_not_look_complete(loop: str, end: str) -> None:
-    """A lone zero and then the end is the end of a body to lenient clients: they get a reset."""
-
+    """A lone zero and the end of the connection end a body, say lenient clients: they get a reset."""
     over = asyncio.Event()
 
     async def streams(scope: Any, receive: Any, send: Any) -> None:

@@ -109,10 +109,18 @@ class WriteGate:
                 raise ClientDisconnected("the client has gone")
             if self._shut == _RESTING:
                 await asyncio.sleep(0)  # a turn is all there is to wait for, and takes no future
-                continue
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+            else:
+                await self._waiter()
+
+    async def wait_lost(self) -> None:
+        """Wait until it is told that the connection is gone."""
+        while not self.lost:
+            await self._waiter()
+
+    def _waiter(self) -> asyncio.Future[None]:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return waiter
 
     def watch(self, waiter: asyncio.Future[None]) -> None:
         """Wake `waiter` too when the gate opens or is lost; take it away with :meth:`unwatch`."""

@@ -73,20 +73,14 @@ async def _sendfile(connection: Connection, out: int, fd: int, count: int) -> No
                 await _copy(connection, fd, count)
                 return
             if error.errno in _GONE:
-                await _lose(connection)
+                connection.abort()  # the loop has not told of it yet: we hear of it as anybody else does
+                await connection.gate.wait_lost()
+                raise ClientDisconnected("the client has gone") from error
             raise
         if sent == 0:
             raise OSError(f"the file ended {count - offset} bytes early")
         offset += sent
         await asyncio.sleep(0)  # a fast reader must not hold the loop for the whole file
-
-
-async def _lose(connection: Connection) -> None:
-    """The loop has not told of the loss yet: who waits here hears of it as anybody else does."""
-    connection.abort()
-    while not connection.gate.lost:  # noqa: ASYNC110 - a turn or two, and the gate has no event for it
-        await asyncio.sleep(0)
-    raise ClientDisconnected("the client has gone")
 
 
 async def _writable(out: int, connection: Connection) -> None:
