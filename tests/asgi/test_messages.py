@@ -6,6 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from fakes import FakeService
 from leanserve.asgi.cancellation import cancel_task
@@ -116,3 +119,10 @@ def test_is_disconnect() -> None:
     assert is_disconnect(ExceptionGroup("a", [gone, ExceptionGroup("b", [gone])]))
     assert not is_disconnect(ExceptionGroup("a", [gone, ValueError()]))
     assert not is_disconnect(OSError())
+
+
+def test_is_disconnect_in_the_words_of_a_framework() -> None:
+    """Row 31 of docs/reference/demands.md: Starlette raises its own, because of ours or without."""
+    assert is_disconnect(ClientDisconnect())
+    assert is_disconnect(ExceptionGroup("a", [WebSocketDisconnect(1006), ClientDisconnected("gone")]))
+    assert not is_disconnect(HTTPException(400))

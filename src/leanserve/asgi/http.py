@@ -338,6 +338,8 @@ class HttpExchange:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
         if not self._sends_nothing():
             self.sent_bytes += len(data)
+        elif data and self.response is _HELD and self.request.method != b"HEAD":
+            logger.warning("a %d has no body: that of %s is dropped", self.status, self._name())
         if more:
             self.response = _RESPONSE[self.response, _NEXT_BODY]
         else:

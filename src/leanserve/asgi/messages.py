@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -219,4 +220,12 @@ def is_disconnect(error: BaseException) -> bool:
     """Whether an application ended because its client had gone, also inside an exception group."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_disconnect(inner) for inner in error.exceptions)
-    return isinstance(error, ClientDisconnected)
+    return isinstance(error, ClientDisconnected) or any(
+        type(error) is getattr(sys.modules.get(module), name, None) for module, name in _SAID_BY_FRAMEWORKS
+    )
+
+
+# What Starlette (and FastAPI) make of the OSError of send(), and of a disconnect that was received.
+_SAID_BY_FRAMEWORKS = (
+    ("starlette.requests", "ClientDisconnect"), ("starlette.websockets", "WebSocketDisconnect"),
+)  # fmt: skip

@@ -129,7 +129,7 @@ class Http1Codec:
         self._left = request.content_length or 0
         if limit is not None and self._left > limit:
             # RFC 9110 section 15.5.14. Before the body is read, or asked for with 100 (Continue).
-            raise RemoteProtocolError("announced body larger than max_body_size", status=413)
+            raise RemoteProtocolError(f"announced body larger than max_body_size, {limit}", status=413)
 
     def take_rest(self) -> bytes:
         """Hand over the bytes behind the head of an upgraded request; they are another protocol's."""

@@ -66,13 +66,18 @@ def check_partial_head(buffer: bytes | bytearray, settings: HttpSettings, seen: 
     end = buffer.find(b"\r\n")
     # The last byte may be the CR of the line's end, and a block may lack one byte of its CRLFCRLF.
     if (end < 0 and len(buffer) > settings.request_line_bytes + 1) or end > settings.request_line_bytes:
-        raise RemoteProtocolError("request line too long", status=414)
+        raise _beyond(settings, "request_line_bytes", 414)
     if len(buffer) > settings.request_line_bytes + 2 + settings.header_bytes + 3:
-        raise RemoteProtocolError("header block too large", status=431)
+        raise _beyond(settings, "header_bytes")
     # RFC 9112 section 2.2 lets a recipient take a lone LF as a line end; peers differ in that, so we do not,
     # and say so at once instead of waiting for a CRLF that will not come.
     if buffer.count(b"\n", seen) != buffer.count(b"\r\n", max(seen - 1, 0)):
         raise RemoteProtocolError("bare LF in the request head")
+
+
+def _beyond(settings: HttpSettings, name: str, status: int = 431) -> RemoteProtocolError:
+    """What to raise beyond a limit; the log tells which, and how much it allows."""
+    return RemoteProtocolError(f"more than {name} allows, {getattr(settings, name)}", status=status)
 
 
 def check_head(head: bytes, settings: HttpSettings) -> None:
@@ -83,11 +88,11 @@ def check_head(head: bytes, settings: HttpSettings) -> None:
     """
     line, _, rest = head.partition(b"\r\n")
     if len(line) > settings.request_line_bytes:
-        raise RemoteProtocolError("request line too long", status=414)
+        raise _beyond(settings, "request_line_bytes", 414)
     if len(rest) > settings.header_bytes:
-        raise RemoteProtocolError("header block too large", status=431)
+        raise _beyond(settings, "header_bytes")
     if rest and rest.count(b"\r\n") >= settings.header_count:
-        raise RemoteProtocolError("too many header lines", status=431)
+        raise _beyond(settings, "header_count")
     if _HEAD.fullmatch(head) is None:
         raise RemoteProtocolError(
             "malformed request head: control byte, bare CR or LF, obs-fold or bad field name"
@@ -305,8 +310,10 @@ class ChunkGate:
             self._trailers += 1
             self._trailer_bytes += len(line)
             limits = self._settings
-            if self._trailer_bytes > limits.trailer_bytes or self._trailers > limits.header_count:
-                raise RemoteProtocolError("trailer section too large", status=431)
+            if self._trailer_bytes > limits.trailer_bytes:
+                raise _beyond(limits, "trailer_bytes")
+            if self._trailers > limits.header_count:
+                raise _beyond(limits, "header_count")
             if _TRAILER_LINE.fullmatch(line) is None:
                 raise RemoteProtocolError("malformed trailer line")
 
@@ -319,7 +326,7 @@ class ChunkGate:
         limit = self._settings.max_body_size
         if limit is not None and self._data_bytes > limit:
             # The size line announces its chunk: none of that data is read.
-            raise RemoteProtocolError("chunked body larger than max_body_size", status=413)
+            raise RemoteProtocolError(f"chunked body larger than max_body_size, {limit}", status=413)
         self._extension_bytes += len(match[2])
         if self._extension_bytes > self._data_bytes + _CHUNK_EXTENSION_BYTES:
             raise RemoteProtocolError("chunk extensions outweigh the data")

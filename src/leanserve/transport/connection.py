@@ -605,8 +605,9 @@ class Connection(asyncio.Protocol):
         elif wait is Wait.NEXT_REQUEST and has_input(self.transport):
             # A request arrived while the timer was about to fire: serve it instead of closing on it.
             self._wait(Wait.FIRST_BYTE, self.service.settings.timeouts.first_byte_timeout)
-        elif wait is Wait.FIRST_BYTE and self.service.draining and has_input(self.transport):
-            self._wait(Wait.FIRST_BYTE, self.service.settings.drain.drain_idle_timeout)
+        elif wait is _FIRST_BYTE and has_input(self.transport):
+            idle_s = self.service.settings.drain.drain_idle_timeout
+            self._wait(_FIRST_BYTE, idle_s if self.service.draining else _GRACE_S)
         else:
             # Nothing of ours is under way to the peer, but for a response sent ahead of the request's end. A
             # request may be, and where the peer hears now that it will not be answered, few are.
