@@ -336,10 +336,8 @@ class HttpExchange:
             self.connection.send_body(data, more=bool(more or self.trailers))
         else:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
-        if not self._sends_nothing():
+        if not self._sends_nothing(data):
             self.sent_bytes += len(data)
-        elif data and self.response is _HELD and self.request.method != b"HEAD":
-            logger.warning("a %d has no body: that of %s is dropped", self.status, self._name())
         if more:
             self.response = _RESPONSE[self.response, _NEXT_BODY]
         else:
@@ -365,10 +363,14 @@ class HttpExchange:
         if self.response is _STREAMING and not self.connection.send_piece(data):
             self.connection.send_body(data, more=True)
 
-    def _sends_nothing(self) -> bool:
-        """Whether bodies are dropped: HEAD, 204, 205, 304."""
+    def _sends_nothing(self, data: bytes = b"") -> bool:
+        """Whether bodies are dropped: HEAD, 204, 205, 304; said once of one that should not be there."""
         head = self.connection.codec.response
-        return head is not None and head.framing is Framing.NONE
+        if head is None or head.framing is not Framing.NONE:
+            return False
+        if data and self.response is _HELD and self.request.method != b"HEAD":
+            logger.warning("a %d has no body: that of %s is dropped", self.status, self._name())
+        return True
 
     def _after_write(self) -> Awaitable[None] | None:
         """After each write: a length that does not fit ends all; the end ends the exchange; else what to wait
