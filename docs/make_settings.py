@@ -19,15 +19,17 @@ INTRO = """\
 
 Made by `python docs/make_settings.py` from `src/leanserve/settings.py`; do not edit.
 
-Three ways to give a setting, all with the same name:
+Four ways to give a setting, all with the same name:
 
 - command line: `--keep-alive-timeout 30`; a switch is `--access-log` or `--no-access-log`;
 - environment: `LEANSERVE_KEEP_ALIVE_TIMEOUT=30`; several values of an option that may be repeated are
   separated by commas (by line breaks for `LEANSERVE_HEADER`); the command line wins;
-- in code: `Server(app, keep_alive_timeout=30)`; the environment is not read.
+- a file: `keep_alive_timeout = 30` in `leanserve.toml`; the environment wins
+  ([howto/config.md](../howto/config.md));
+- in code: `Server(app, keep_alive_timeout=30)`; neither the environment nor a file is read.
 
-Sizes may be written `64k`, `16m`, `1g`. `none` on the command line stands for no value. The spellings under
-"also" are taken in all three ways. Variables under "also" are asked last.
+Sizes may be written `64k`, `16m`, `1g`. `none` stands for no value where there is text. The spellings under
+"also" are taken in all four ways. Variables under "also" are asked last.
 """
 
 

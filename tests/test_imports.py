@@ -21,6 +21,7 @@ OF_THE_WORKER = {"asyncio", "ssl", "uvloop", "anyio", "h11", "wsproto"}
 OF_THE_WORKER |= {"leanserve.worker", "leanserve.transport"}
 LARGE = {"logging.config", "multiprocessing", "pathlib", "pickle", "random", "subprocess", "tempfile"}
 LARGE |= {"email", "http", "urllib"}
+LARGE |= {"tomllib"}  # our own pyproject.toml has no [tool.leanserve]
 
 _REPORT = """
 import sys

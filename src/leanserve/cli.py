@@ -16,17 +16,18 @@ from typing import Any
 import click
 
 from leanserve import __version__
+from leanserve.configfile import find_config
 from leanserve.envfile import load_env_file
 from leanserve.errors import BootFailed, LeanserveError, ServerGone, SettingsError
-from leanserve.option import Option, kind_of, parse_value
+from leanserve.option import Option, kind_of
 from leanserve.settings import Settings, options
+from leanserve.sources import FALSE, TRUE, Resolved, resolve, show
 
 __all__ = ["build_command", "main", "settings_from"]
 
 DEMO = "leanserve.demo:app"
-
-_TRUE = ("1", "true", "t", "yes", "y", "on")
-_FALSE = ("0", "false", "f", "no", "n", "off")
+#: As the first word it is no APP (which has a colon), but asks for the settings.
+CONFIG = "config"
 
 # Options of uvicorn that are not settings here: values that say what we do anyway, and what to use else.
 _FOREIGN: dict[str, tuple[tuple[str, ...], str]] = {
@@ -42,7 +43,9 @@ _FOREIGN_FLAGS = ("--http2", "--reset-contextvars")
 
 EPILOG = """\
 Every option is also an environment variable: LEANSERVE_ and its name, as in LEANSERVE_KEEP_ALIVE_TIMEOUT=30;
-APP is LEANSERVE_APP. The command line wins. Sizes may be written 64k, 16m or 1g. Exit codes: 0 stopped,
+APP is LEANSERVE_APP. The command line wins, then the environment, then leanserve.toml or [tool.leanserve] of
+pyproject.toml in the working directory: workers = 4, app = "main:app". Sizes may be written 64k, 16m or 1g.
+"leanserve config" and the same options prints every value and where it comes from. Exit codes: 0 stopped,
 2 wrong setting, 3 could not start, 4 workers crash again and again.
 
 leanserve ctl --help and leanserve top --help tell of running servers."""
@@ -127,10 +130,10 @@ def _plain_switches(args: Sequence[str]) -> Iterator[str]:
         name, equals, value = arg.partition("=")
         if name not in switches:
             yield arg
-        elif (equals and value.lower() in _FALSE) or (not equals and rest and rest[0].lower() in _FALSE):
+        elif (equals and value.lower() in FALSE) or (not equals and rest and rest[0].lower() in FALSE):
             yield f"--no-{name[2:]}"
             del rest[: 0 if equals else 1]
-        elif (equals and value.lower() in _TRUE) or (not equals and rest and rest[0].lower() in _TRUE):
+        elif (equals and value.lower() in TRUE) or (not equals and rest and rest[0].lower() in TRUE):
             yield name
             del rest[: 0 if equals else 1]
         else:
@@ -151,73 +154,63 @@ def _refuse_foreign(args: Iterator[str]) -> Iterator[str]:
 
 
 def settings_from(given: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    """Settings from the texts of the command line, else of the environment.
+    """The settings alone, without a file; see :func:`leanserve.sources.resolve`."""
+    return resolve(None, given, environment).settings
+
+
+def build_command(word: str = "") -> click.Command:
+    """The click command; calling it returns the exit code.
 
     Args:
-        given: per setting a text, a bool, or a tuple of texts; None or nothing when not on the command line.
-        environment: ``LEANSERVE_<NAME>`` and the few foreign names that settings declare.
-
-    Raises:
-        SettingsError: a text cannot be read, or a value is refused.
+        word: "config" for the command that prints the settings instead of serving.
     """
-    flat: dict[str, Any] = {}
-    for _, item, facts in options():
-        value = given.get(item.name)
-        if value is None or value == ():
-            value = _from_environment(item, facts, environment)
-        if value is None:
-            continue
-        texts = value if isinstance(value, tuple) else (value,)
-        parsed = [parse_value(item, text) if isinstance(text, str) else text for text in texts]
-        flat[item.name] = sum(parsed, ()) if kind_of(item) == "tuple" else parsed[0]
-    return Settings.build(**flat)
-
-
-def _from_environment(item: Field[Any], facts: Option, environment: Mapping[str, str]) -> Any:
-    """The text (or texts, or switch) of the first variable that is set and not empty."""
-    ours = [f"LEANSERVE_{name.upper()}" for name in (item.name, *facts.aliases)]
-    for name in (*ours, *facts.environment):
-        text = environment.get(name, "")
-        if not text:
-            continue
-        if kind_of(item) == "bool":
-            if text.lower() not in (*_TRUE, *_FALSE):
-                raise SettingsError(f"{name} must be true or false, not {text!r}")
-            return text.lower() in _TRUE
-        if kind_of(item) == "tuple":
-            for separator in facts.separators:
-                text = text.replace(separator, "\0")
-            return tuple(part.strip() for part in text.split("\0") if part.strip())
-        return text
-    return None
-
-
-def build_command() -> click.Command:
-    """The click command; calling it returns the exit code."""
     parameters: list[click.Parameter] = [click.Argument(["app"], required=False)]
+    parameters.append(
+        click.Option(
+            ["--config"], metavar="FILE",
+            help="Settings file; 'none' for none. Without: leanserve.toml or pyproject.toml from here.",
+        )
+    )  # fmt: skip
+    if word:
+        parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, and no table."))
     parameters += [
         _SettingOption(str(group.__doc__), item, facts) for group, item, facts in options()
     ]
     version = f"leanserve {__version__} on {platform.python_implementation()} {platform.python_version()}"
+    serves = "Serve APP, an ASGI or WSGI application named MODULE:ATTRIBUTE; without it, the built-in demo."
     command = _Command(
         "leanserve",
         params=parameters,
-        callback=_serve,
-        help="Serve APP, an ASGI or WSGI application named MODULE:ATTRIBUTE; without it, the built-in demo.",
+        callback=_show if word else _serve,
+        help="Print every setting, its value and where that comes from; serve nothing." if word else serves,
         epilog=EPILOG,
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
     )
     return click.version_option(__version__, message=f"{version} ({platform.system()})")(command)
 
 
-def _serve(app: str | None, **given: Any) -> int:
+def _resolve(app: str | None, given: Mapping[str, Any]) -> Resolved:
     env_file = given["env_file"] or os.environ.get("LEANSERVE_ENV_FILE")
     if env_file:
         load_env_file(env_file)  # before the environment is read: the file may set LEANSERVE_* too
-    settings = settings_from(given, os.environ)
+    file = find_config(given["config"] or os.environ.get("LEANSERVE_CONFIG"))
+    if file is not None and not env_file and file.values.get("env_file"):
+        load_env_file(file.values["env_file"])
+    return resolve(app, given, os.environ, file, default_app=DEMO)
+
+
+def _show(app: str | None, as_json: bool, **given: Any) -> int:
+    click.echo(show(_resolve(app, given), as_json=as_json))
+    return 0
+
+
+def _serve(app: str | None, **given: Any) -> int:
+    if app == CONFIG:
+        raise SettingsError("config has to be the first word: leanserve config, then the options")
+    resolved = _resolve(app, given)
     from leanserve.server import run_supervised
 
-    code: int = run_supervised(app or os.environ.get("LEANSERVE_APP") or DEMO, settings)
+    code: int = run_supervised(resolved.app, resolved.settings)
     return code
 
 
@@ -227,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> None:
     code = 0
     name, rest = "leanserve", arguments
     try:
-        if arguments[:1] in (["ctl"], ["top"]):  # no APP: those have a colon
+        if arguments[:1] in ([CONFIG], ["ctl"], ["top"]):  # no APP: those have a colon
             name, rest = f"leanserve {arguments[0]}", arguments[1:]
         code = _command_of(name).main(rest, prog_name=name, standalone_mode=False) or 0
     except ServerGone as error:
@@ -255,7 +248,7 @@ def _command_of(name: str) -> click.Command:
         from leanserve.admin.top import build_top
 
         return build_top()
-    return build_command()
+    return build_command(name.removeprefix("leanserve").strip())
 
 
 def _complain(message: str, code: int, arguments: Sequence[str] = ()) -> int:

@@ -70,6 +70,7 @@ class Option(Frozen):
         maximum: largest number allowed, or None.
         environment: further environment variables, asked after ``LEANSERVE_<NAME>``.
         separators: what stands between the values of a repeated option in an environment variable.
+        secret: whether the value is never printed.
     """
 
     help: str
@@ -81,6 +82,7 @@ class Option(Frozen):
     maximum: float | None = None
     environment: tuple[str, ...] = ()
     separators: str = ",\n"
+    secret: bool = False
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
@@ -132,7 +134,8 @@ def check_value(item: dataclasses.Field[Any], value: Any) -> Any:
     # bool is a subclass of int, but workers=True is a mistake
     wrong = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
     if wrong and not anything:
-        raise SettingsError(f"{item.name} must be {item.type}, not {value!r}")
+        shown = "what was given" if facts.secret else repr(value)
+        raise SettingsError(f"{item.name} must be {item.type}, not {shown}")
     if isinstance(value, tuple) and not all(isinstance(part, str) for part in value):
         raise SettingsError(f"{item.name} must hold text only, not {value!r}")
     if isinstance(value, str) and facts.choices and value not in facts.choices:

@@ -265,7 +265,7 @@ class TlsSettings(Frozen):
 
     ssl_certfile: str | None = option(None, "Certificate chain (PEM).")
     ssl_keyfile: str | None = option(None, "Private key (PEM), when it is not in the certificate file.")
-    ssl_keyfile_password: str | None = option(None, "Password of the private key.")
+    ssl_keyfile_password: str | None = option(None, "Password of the private key.", secret=True)
     ssl_ca_certs: str | None = option(None, "Certificates that client certificates are checked against.")
     ssl_cert_reqs: str = option(
         "none", "Ask for a client certificate; 0, 1 and 2 mean none, optional and required.",

@@ -18,6 +18,7 @@ import pytest
 from docs.documents import DOCS, ROOT, Block, blocks, code, pages, read, table
 from harness import free_port, wait_until
 from leanserve.cli import build_command, settings_from
+from leanserve.configfile import FILES, read_config
 from leanserve.machine import Machine
 from leanserve.settings import Settings
 
@@ -129,7 +130,8 @@ def test_every_block_is_run_or_has_a_reason() -> None:
     for page in pages():
         if page != ROOT / "README.md":
             for block in blocks(page.read_text(encoding="utf-8")):
-                assert block.kind in ("python", "console", *NOT_RUN), f"{page}:{block.line} {block.kind}"
+                known = ("python", "console", "toml", *NOT_RUN)
+                assert block.kind in known, f"{page}:{block.line} {block.kind}"
 
 
 @pytest.mark.parametrize(("page", "block"), blocks_of("python"))
@@ -203,11 +205,30 @@ class Shell:
 
 @pytest.mark.parametrize(("page", "block"), blocks_of("console"))
 def test_console_block(page: Path, block: Block, tmp_path: Path) -> None:
-    shell = Shell(tmp_path / "server.log")
+    above = [found for found in blocks(page.read_text(encoding="utf-8")) if found.line < block.line]
+    files = [found for found in above if found.kind == "toml"]
+    for file in files:
+        (tmp_path / _name_of(file)).write_text(file.text, encoding="utf-8")
+    shell = Shell(tmp_path / "server.log", tmp_path if files else ROOT)
     try:
         shell.run(block.text)
     finally:
         shell.close()
+
+
+def _name_of(block: Block) -> str:
+    """A settings file says in its first line how it is called."""
+    name = block.text.partition("\n")[0].removeprefix("# ")
+    assert name in FILES, f"line {block.line} has to begin with '# leanserve.toml' or '# pyproject.toml'"
+    return name
+
+
+@pytest.mark.parametrize(("page", "block"), blocks_of("toml"))
+def test_settings_file(page: Path, block: Block, tmp_path: Path) -> None:
+    file = tmp_path / _name_of(block)
+    file.write_text(block.text, encoding="utf-8")
+    found = read_config(str(file))
+    assert found.app is not None or found.values
 
 
 # The README: its curl calls and its test command are run by tests/test_readme.py
