@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -141,3 +142,47 @@ def test_bad_config_is_one_line(tmp_path: Path, name: str, text: str | None, mes
         path.write_text(text)
     with pytest.raises(SettingsError, match=message):
         logs.configure(LogSettings(log_config=str(path)))
+
+
+def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(log_format="json", use_colors=True))
+    LIFE.info("hello %s", "wor\n\x1b\x7f\x9bld")
+    try:
+        1 / 0  # noqa: B018
+    except ZeroDivisionError:
+        LIFE.exception("failed")
+    ACCESS.info('{"whole": "line"}')
+    out, err = capsys.readouterr()
+    assert out == '{"whole": "line"}\n'
+    assert re.fullmatch(r"[\x20-\x7e\n]*", err)
+    first, second = (json.loads(line) for line in err.splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
+    assert first == {
+        "level": "info", "pid": os.getpid(), "logger": "leanserve", "message": "hello wor\n\x1b\x7f\x9bld",
+    }  # fmt: skip
+    assert second["message"] == "failed"
+    assert second["traceback"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_forms_of_both(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(log_format="json", access_log_format="text"))
+    ACCESS.info("the line")
+    assert re.fullmatch(r"\S+ \S+ \S+ \[\d+\] INFO the line\n", capsys.readouterr().out)
+    logs.configure(LogSettings(access_log_format="%(h)s"))
+    ACCESS.info("the line")
+    LIFE.info("text")
+    out, err = capsys.readouterr()
+    assert out == "the line\n"
+    assert err.endswith(" INFO text\n")
+
+
+def test_a_level_above_info_silences_access_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in uvicorn: they are of level info."""
+    logs.configure(LogSettings(log_level="warning"))
+    ACCESS.info("hidden")
+    logs.configure(LogSettings(log_level="trace"))
+    ACCESS.info("shown")
+    ACCESS.debug("hidden")
+    out, _ = capsys.readouterr()
+    assert "shown" in out
+    assert "hidden" not in out

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -49,6 +50,27 @@ class _Formatter(logging.Formatter):
             record.levelname = level  # other handlers get the record too
 
 
+class _JsonFormatter(logging.Formatter):
+    """One JSON object per line, all ASCII: a traceback is a string in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        import json
+
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
+        return json.dumps(fields).replace("\x7f", "\\u007f")
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     """Our own handler: so that a second configure() replaces it and leaves the handlers of others alone."""
 
@@ -64,20 +86,27 @@ def configure(settings: LogSettings) -> None:
     """
     logging.addLevelName(TRACE, "TRACE")
     level = logging.getLevelName(settings.log_level.upper())
-    _attach(logging.getLogger("leanserve"), level, sys.stderr, settings.use_colors)
+    as_json = _JsonFormatter() if settings.log_format == "json" else None
+    _attach(logging.getLogger("leanserve"), level, sys.stderr, as_json or _text(sys.stderr, settings))
     access = logging.getLogger("leanserve.access")
-    _attach(access, logging.INFO, sys.stdout, settings.use_colors)
+    # JSON and formats of the operator's own are the whole line
+    whole = logging.Formatter("%(message)s") if settings.access_form != "text" else None
+    _attach(access, max(level, logging.INFO), sys.stdout, whole or _text(sys.stdout, settings))
     access.disabled = not settings.access_log
     if settings.log_config is not None:
         _apply(settings.log_config)
 
 
-def _attach(logger: logging.Logger, level: int, stream: TextIO, use_colors: bool | None) -> None:
+def _text(stream: TextIO, settings: LogSettings) -> logging.Formatter:
+    terminal = stream.isatty() and "NO_COLOR" not in os.environ  # https://no-color.org
+    return _Formatter(colours=terminal if settings.use_colors is None else settings.use_colors)
+
+
+def _attach(logger: logging.Logger, level: int, stream: TextIO, formatter: logging.Formatter) -> None:
     for handler in [handler for handler in logger.handlers if isinstance(handler, _Handler)]:
         logger.removeHandler(handler)
-    terminal = stream.isatty() and "NO_COLOR" not in os.environ  # https://no-color.org
     handler = _Handler(stream)
-    handler.setFormatter(_Formatter(colours=terminal if use_colors is None else use_colors))
+    handler.setFormatter(formatter)
     logger.addHandler(handler)
     logger.setLevel(level)
     logger.disabled = False

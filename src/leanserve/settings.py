@@ -20,6 +20,7 @@ from leanserve.option import Frozen, Option, check_value, option
 MAX_TOKENS = 32768
 
 __all__ = [
+    "ACCESS_ATOM",
     "AdminSettings",
     "AdmissionSettings",
     "CancelSettings",
@@ -403,8 +404,29 @@ class LogSettings(Frozen):
     log_config: str | Mapping[str, Any] | None = option(
         None, "Logging configuration: a .json, .yaml or .ini file (in code: a mapping for dictConfig)."
     )
-    access_log: bool = option(True, "One line per request, at its completion.")
+    log_format: str = option("text", "Form of all lines.", choices=("text", "json"))
+    access_log: bool = option(
+        True, "One line per request, at its completion, on stdout; none with a log_level above info."
+    )
+    access_log_format: str | None = option(
+        None, "Form of the access lines: text, json, or gunicorn's atoms ('%(h)s %(s)s'); none is that of "
+        "log_format.", aliases=("access_logformat",),
+    )
+    request_id_header: str | None = option(
+        "x-request-id", "Request field whose value is logged as the id of the request; none is made."
+    )
     use_colors: bool | None = option(None, "Colour the level names; default is when stderr is a terminal.")
+
+    @property
+    def access_form(self) -> str:
+        """Of the access lines: "text", "json" or a format with atoms."""
+        return self.access_log_format or self.log_format
+
+    @property
+    def logs_access(self) -> bool:
+        """Whether access lines may be written: they are of level info, unless a log_config says otherwise."""
+        quiet = self.log_level in ("critical", "error", "warning") and self.log_config is None
+        return self.access_log and not quiet
 
 
 class Settings(Frozen):
@@ -488,6 +510,11 @@ _HEADER = re.compile(_TOKEN + r":[^\x00-\x08\x0a-\x1f\x7f]*")
 
 # As it stands in a request line: RFC 3986 section 3.3, already percent-encoded.
 _PATH = re.compile(r"/[!$%&'()*+,./0-9:;=@A-Z_a-z~-]*")
+#: What stands between % and its end in an access log format: letters of gunicorn, names of fields, variables.
+ACCESS_ATOM = re.compile(
+    r"%(?:%|\(([hlutrmUqHsBbfaTDLMp]|client|method|path|query|version|status|duration_ms|ttfb_ms|request_bytes"
+    r"|response_bytes|worker|request_id|traceparent|cause|\{" + _TOKEN + r"\}[ioe])\)s)"
+)
 
 
 def _check_together(settings: Settings) -> None:
@@ -497,6 +524,7 @@ def _check_together(settings: Settings) -> None:
     for path in paths:
         if not _PATH.fullmatch(path) or paths.count(path) > 1:
             raise SettingsError(f"health_path and ready_path must be two paths such as /health, not {path!r}")
+    _check_log(settings.log)
     for line in settings.http.header:
         if not _HEADER.fullmatch(line):
             raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")
@@ -514,6 +542,22 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError(
             f"ssl_cert_reqs {tls.ssl_cert_reqs} needs ssl_ca_certs, to check client certificates against"
         )
+
+
+def _check_log(settings: LogSettings) -> None:
+    form = settings.access_log_format
+    if form is not None and form not in ("text", "json"):
+        if not form.isprintable() or not form.isascii():
+            raise SettingsError(f"access_log_format must be printable ASCII in one line, not {form!a}")
+        if ACCESS_ATOM.search(form) is None:
+            raise SettingsError(f"access_log_format must be text, json or have atoms as %(h)s, not {form!r}")
+        rest = ACCESS_ATOM.sub("", form)
+        if "%" in rest:
+            wrong = re.sub(r"(%\(.*?\).?).*", r"\1", rest[rest.index("%") :])
+            raise SettingsError(f"access_log_format: {wrong!r} is no atom; docs/howto/logs.md has them all")
+    name = settings.request_id_header
+    if name is not None and not re.fullmatch(_TOKEN, name):
+        raise SettingsError(f"request_id_header must be the name of a header, not {name!r}")
 
 
 def _check_admission(settings: AdmissionSettings) -> None:

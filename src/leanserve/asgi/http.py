@@ -66,15 +66,16 @@ class HttpExchange:
 
     __slots__ = (
         "body", "cancellation", "cause", "client", "connection", "first_byte_s", "headers", "news", "piece_s",
-        "plain",
-        "received_bytes", "request", "response", "sent_bytes", "service", "started", "status", "task",
-        "timer", "trailers", "undelivered",
+        "plain", "received_bytes", "request", "response", "sent_bytes", "sent_headers", "service", "started",
+        "status", "task", "timer", "trailers", "undelivered",
     )  # fmt: skip
 
     #: The head that waits for the first piece of its body; `plain` is the same as `headers`, when they are.
-    #: Behind it, `headers` gathers trailers, if `trailers` has announced them.
+    #: Behind it, `headers` gathers trailers, if `trailers` has announced them, and the head's own have moved
+    #: to `sent_headers`.
     status: int
     headers: Headers
+    sent_headers: Headers
     plain: PlainHead | None
     trailers: bool
     #: When the last piece of a streamed body was sent.
@@ -348,6 +349,7 @@ class HttpExchange:
         self.connection.send_response(self.status, self.headers, data, more=more, trailers=self.trailers)
         if self.timer is not None:
             self.timer.head_sent(self.headers)
+        self.sent_headers = self.headers
         self.headers = []  # from here on it gathers trailers
         self.piece_s = monotonic()
         self.first_byte_s = self.piece_s - self.started
@@ -520,11 +522,13 @@ class HttpExchange:
 
     def _make_record(self, duration_s: float) -> ExchangeRecord:
         request = self.request
+        plain = self.response is _DONE and self.first_byte_s is None  # sent in one step
+        said = self.headers if plain else () if self.first_byte_s is None else self.sent_headers
         return ExchangeRecord(
             self.client, request.method.decode("ascii"), request.raw_path.decode("latin-1"),
             request.query.decode("latin-1"), request.version, int(self.status) or 499, duration_s,
-            duration_s if self.response is _DONE and self.first_byte_s is None else self.first_byte_s,
-            self.received_bytes, self.sent_bytes, self.cause,
+            duration_s if plain else self.first_byte_s, self.received_bytes, self.sent_bytes, self.cause,
+            request.headers, said,
         )  # fmt: skip
 
     def _move(self, move: ResponseMove) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -60,6 +60,8 @@ class ExchangeRecord:
         received_bytes, sent_bytes: of the bodies or messages.
         cause: why it ended early ("client_gone", "bad_request", "slow_reader", "deadline", "app_error",
             "shutdown"), or "".
+        request_headers: as they came; the list itself, no copy.
+        response_headers: as the application gave them, names in lower case; none when it gave none.
     """
 
     client: tuple[str, int] | None
@@ -73,6 +75,8 @@ class ExchangeRecord:
     received_bytes: int
     sent_bytes: int
     cause: str = ""
+    request_headers: Sequence[tuple[bytes, bytes]] = ()
+    response_headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 class Running(Protocol):

@@ -118,7 +118,7 @@ class WebSocketExchange:
         self.grace: Grace | None = None
         self.record = ExchangeRecord(
             scope["client"], "GET", request.raw_path.decode("latin-1"), request.query.decode("latin-1"),
-            request.version, 0, 0.0, None, 0, 0,
+            request.version, 0, 0.0, None, 0, 0, "", request.headers,
         )  # fmt: skip
         self.inbox.put({"type": "websocket.connect"})
         # A copy of the context that stood after the lifespan startup, never another request's.
@@ -286,7 +286,7 @@ class WebSocketExchange:
         connection.send_interim(status, headers)
         self.life.advance(WebSocketMove.ACCEPT)
         self.service.websocket_opened()
-        self.record.status = status
+        self.record.status, self.record.response_headers = status, headers
         self.record.first_byte_s = time.monotonic() - self.started
         rest = connection.enter_tunnel(self)
         connection.resume_reading()
@@ -367,7 +367,7 @@ class WebSocketExchange:
         # Bytes behind a refused handshake are meant as frames and must never be read as a request.
         self.connection.send_response(status, [*headers, (b"connection", b"close")], body, more=more)
         self.denial = None
-        self.record.status = status
+        self.record.status, self.record.response_headers = status, headers
         self.record.first_byte_s = time.monotonic() - self.started
 
     def _complete_denial(self) -> None:

@@ -33,7 +33,7 @@ from leanserve.transport.hangup import HangupWatch, make_watch
 from leanserve.transport.roles import Exchange
 from leanserve.transport.tls import build_context
 from leanserve.worker.accept import Acceptor
-from leanserve.worker.access_log import write_access
+from leanserve.worker.access_log import AccessLog
 from leanserve.worker.admission import Admission
 from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
@@ -122,7 +122,8 @@ class Worker:
             self.encoder = ResponseEncoder(name for name, _ in self._extra_headers)
         self.context = self.lifespan.context
         self.state = self.lifespan.state
-        self.keeps_records = settings.log.access_log
+        self.keeps_records = settings.log.logs_access
+        self._access_log = AccessLog(settings.log)
         self.times_requests = times_all(settings.request)
         self.cancellation, self.policies = find_policies(settings.cancel)
         self.lane = lane
@@ -449,7 +450,7 @@ class Worker:
     def exchange_done(self, record: ExchangeRecord) -> None:
         """The response has ended."""
         if self.keeps_records:
-            write_access(record)
+            self._access_log.write(record)
 
     def websocket_opened(self) -> None:
         """A WebSocket handshake was accepted."""
