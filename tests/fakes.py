@@ -26,6 +26,7 @@ from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
 from leanserve.protocol.responses import DefaultHeaders
 from leanserve.settings import Settings
 from leanserve.tally import Tally
+from leanserve.transport.closing import ClosingConnection
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
 
@@ -383,10 +384,10 @@ class FakeService:
     def websocket_closed(self) -> None:
         self.websockets -= 1
 
-    def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
+    def refused(self, connection: ClosingConnection, error: RemoteProtocolError) -> None:
         self.refusals.append(error)
 
-    def failed(self, connection: Connection, error: Exception) -> None:
+    def failed(self, connection: ClosingConnection, error: Exception) -> None:
         self.failures.append(error)
 
     def drain(self) -> None:

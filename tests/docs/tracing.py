@@ -28,6 +28,10 @@ PREFIX = "leanserve."
 _WAIT_S = 20.0
 
 
+# A connection is drawn as one thing; the half of it that closes is a class of its own.
+_BASE = ("transport.closing.ClosingConnection.", "transport.connection.Connection.")
+
+
 def record(path: Path) -> None:
     """Write down every entered function of leanserve, in this thread and in processes forked from it."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -35,7 +39,7 @@ def record(path: Path) -> None:
     def note(frame: FrameType, event: str, _arg: object) -> None:
         module = frame.f_globals.get("__name__") or ""  # None while the interpreter ends
         if event == "call" and module.startswith(PREFIX):
-            name = f"{module.removeprefix(PREFIX)}.{frame.f_code.co_qualname}"
+            name = f"{module.removeprefix(PREFIX)}.{frame.f_code.co_qualname}".replace(*_BASE)
             os.write(file, f"{os.getpid()} {name}\n".encode())
 
     sys.setprofile(note)

@@ -28,6 +28,7 @@ __all__ = [
     "encode_head",
     "encode_interim",
     "encode_last_chunk",
+    "encode_probe",
     "encode_refusal",
     "plan_response",
 ]
@@ -242,6 +243,21 @@ def encode_interim(status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> 
     """An interim (1xx) response (RFC 9110 section 15.2); `headers` are checked."""
     lines = [b"%b: %b\r\n" % item for item in headers]
     return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, REASONS.get(status, b""), b"".join(lines))
+
+
+def encode_probe(request: Request, head: ResponseHead | None) -> bytes:
+    """Bytes that may go out ahead of any answer and change none; b"" where there are none.
+
+    - RFC 9110 section 15.2: "A client MUST be able to parse one or more 1xx responses received prior to a
+      final response, even if the client does not expect one."
+    - RFC 9112 section 7.1: a chunk-size is ``1*HEXDIG``: a leading zero of the next one.
+
+    Within a body of declared length there is nothing, nor for HTTP/1.0: "A server MUST NOT send a 1xx
+    response to an HTTP/1.0 client".
+    """
+    if head is None:
+        return encode_interim(100, ()) if request.version == "1.1" else b""
+    return b"0" if head.framing is Framing.CHUNKED else b""
 
 
 def encode_refusal(status: int, defaults: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -11,7 +11,7 @@ from leanserve.errors import ClientDisconnected, RemoteProtocolError
 from leanserve.transport.deadlines import NEVER
 
 if TYPE_CHECKING:
-    from leanserve.transport.connection import Connection
+    from leanserve.transport.closing import ClosingConnection
 
 __all__ = ["WRITE_COST", "ReaderWatch", "WriteGate"]
 
@@ -158,7 +158,7 @@ class ReaderWatch:
 
     __slots__ = ("_connection", "_seen", "_timeout_s", "deadline", "queue_item")
 
-    def __init__(self, connection: Connection, timeout_s: float) -> None:
+    def __init__(self, connection: ClosingConnection, timeout_s: float) -> None:
         self._connection = connection
         self._timeout_s = timeout_s
         self._seen = 0

@@ -14,6 +14,7 @@ from leanserve.transport.hangup import HangupWatch
 
 if TYPE_CHECKING:
     from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
+    from leanserve.transport.closing import ClosingConnection
     from leanserve.transport.connection import Connection
 
 __all__ = ["Exchange", "Service", "Tunnel"]
@@ -87,8 +88,8 @@ class Service(Protocol):
     def connection_closed(self, connection: Connection) -> None:
         """A connection is gone."""
 
-    def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
+    def refused(self, connection: ClosingConnection, error: RemoteProtocolError) -> None:
         """The peer broke the protocol."""
 
-    def failed(self, connection: Connection, error: Exception) -> None:
+    def failed(self, connection: ClosingConnection, error: Exception) -> None:
         """A bug of ours: the connection is aborted, the worker goes on."""

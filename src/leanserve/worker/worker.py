@@ -27,6 +27,7 @@ from leanserve.protocol.responses import DefaultHeaders, check_headers
 from leanserve.scoreboard import Lane, WorkerState
 from leanserve.settings import Settings
 from leanserve.tally import Tally
+from leanserve.transport.closing import ClosingConnection
 from leanserve.transport.connection import Connection
 from leanserve.transport.deadlines import Deadlines
 from leanserve.transport.hangup import HangupWatch, make_watch
@@ -462,7 +463,7 @@ class Worker:
         if self.lane is not None:
             self.lane.websocket_closed()
 
-    def refused(self, connection: Connection, error: RemoteProtocolError) -> None:
+    def refused(self, connection: ClosingConnection, error: RemoteProtocolError) -> None:
         """The peer broke the protocol: one line, and not too many of them."""
         if self.tally is not None:
             self.tally.refused += 1
@@ -470,7 +471,7 @@ class Worker:
         peer = f"{client[0]}:{client[1]}" if client else "a peer"
         self._complaints.add("refused %s: %s", peer, error.reason)
 
-    def failed(self, connection: Connection, error: Exception) -> None:
+    def failed(self, connection: ClosingConnection, error: Exception) -> None:
         """A bug of ours."""
         logger.error("internal error at %r; the connection is aborted", connection, exc_info=error)
 
