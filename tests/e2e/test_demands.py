@@ -345,7 +345,7 @@ def test_a_unix_socket_through_deaths_and_rolls(demands: Serve, tmp_path: Path) 
     os.kill(min(before), signal.SIGKILL)
     wait_until(lambda: len(descendants(server.pid)) == 2, 15, "a new worker")
     server.running.send_signal(signal.SIGHUP)
-    wait_until(lambda: not before & descendants(server.pid), 30, "the old workers are gone")
+    wait_until(lambda: not before & descendants(server.pid), 30, f"the old workers gone\n{server.output}")
     assert fetch(server, "/").status == 200
     second = Serving("demands_app:app", tmp_path / "second.log", uds=path, exit_code=3)
     second.start()
@@ -509,7 +509,7 @@ def test_tls_connections_leave_nothing(demands: Serve, loop: str, certificates: 
                 abandon(number)
                 close(number)
 
-    many(300)
+    many(500)
     before = settled(server, lambda found: found["objects"] <= 2)
     many(15_000 if FULL else 500)
     after = settled(server, lambda found: found["fds"] <= before["fds"] and found["objects"] <= 2)

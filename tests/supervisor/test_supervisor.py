@@ -415,6 +415,22 @@ def test_an_old_worker_that_dies_during_its_replacement(lab: Lab) -> None:
         assert it.stop() == 0
 
 
+def test_a_roll_goes_on_when_an_old_worker_dies(lab: Lab) -> None:
+    """Its successor is on the way already: the others have their turn all the same."""
+    with lab("late_successor", workers=2) as it:
+        it.wait_ready(2)
+        it.send(signal.SIGHUP)
+        it.wait_notes("started", 3)
+        replaced = it.notes("started")[2].slot
+        (old,) = (note.pid for note in it.notes("ready") if note.slot == replaced)
+        os.kill(old, signal.SIGKILL)
+        it.wait_ready(4)
+        wait_until(lambda: len(it.pids()) == 2, 10, "the old ones have left")
+        assert it.lines("stay as they are") == []
+        assert {note.generation for note in it.notes("ready") if note.pid in it.pids()} == {1}
+        assert it.stop() == 0
+
+
 def test_successors_that_die_while_the_old_one_still_leaves(lab: Lab) -> None:
     """The end of the old one does not start a second respawn beside the one that waits for its time."""
     with lab("slow_to_leave_and_dead", restart_backoff_max=60) as it:

@@ -337,7 +337,7 @@ class Supervisor:
             self._stop()
         elif not self._crew.serving(child.slot):
             self._start_at[child.slot] = now + wait
-        if self._crew.in_slot(child.slot):
+        if any(each.generation < child.generation for each in self._crew.in_slot(child.slot)):
             self._abort_roll()  # its predecessor has hardly left: what comes next would die as well
         self._next_in_roll()
 

@@ -50,7 +50,7 @@ logger = logging.getLogger("leanserve")
 # What the supervisor is told of requests at work has to fit into its channel at once.
 _MOST_LISTED, _LISTED_CHARS = 20, 200
 # From cancelling what still runs at the end of the drain to cutting its connection.
-_CANCEL_GRACE_S = 1.0
+_CANCEL_GRACE_S = 0.75
 
 
 if TYPE_CHECKING:
