@@ -13,7 +13,8 @@ from leanserve.asgi.states import ResponseState
 from leanserve.errors import AppProtocolError, ClientDisconnected
 from leanserve.settings import Settings
 from leanserve.transport.connection import Connection
-from leanserve.transport.phase import Phase
+from leanserve.transport.deadlines import NEVER
+from leanserve.transport.phase import Phase, Wait
 from wire import Response, parse
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -195,9 +196,23 @@ class Bench:
             for message, policy, cause in cancels:
                 assert message == (cause,)
                 assert cause == "deadline" or (policy == "cancel" and cause in CAUSES), (policy, cause)
+        self.check_deadline()
         begun = [exchange.request.method for exchange in self.service.exchanges]
         # One more: a refusal of what never became an exchange.
         return parse(self.transport.wire, begun if not self.service.refusals else [*begun, b"GET"])
+
+    def check_deadline(self) -> None:
+        """Row 43 of docs/reference/demands.md: the idle timer runs while the connection is idle, and no other
+        time; nothing limits the application behind a complete request."""
+        connection = self.connection
+        runs = connection.deadline != NEVER
+        if connection.phase in (Phase.OPENING, Phase.IDLE, Phase.LINGERING):
+            assert runs or connection.transport.is_closing(), connection
+        elif connection.phase in (Phase.ACTIVE, Phase.LAST) and connection.codec.request_ended:
+            assert not runs or connection.waits_for is Wait.PROBE, (connection, connection.waits_for)
+        if runs and connection.waits_for is Wait.NEXT_REQUEST:
+            assert connection.phase is Phase.IDLE, connection
+        assert len(self.service.deadlines) <= 2  # its own, and one for a slow reader
 
     def end(self) -> None:
         """The application ends; then two deadlines in a row close any connection."""
