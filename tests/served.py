@@ -44,7 +44,7 @@ async def serving(app: Any, *listeners: socket.socket, **flat: Any) -> AsyncIter
     """A worker that serves `app`; it drains in a hurry at the end."""
     extra = {name: flat.pop(name) for name in ("on_full", "lane") if name in flat}
     socks = listeners or (listener(),)
-    worker = Worker(app, Settings.build(**{"access_log": False, **flat}), socks, **extra)
+    worker = Worker(app, Settings.build(**{"access_log": False, "stall_limit": None, **flat}), socks, **extra)
     try:
         await worker.start()
         try:

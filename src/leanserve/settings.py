@@ -333,6 +333,10 @@ class WorkerSettings(Frozen):
     limit_max_requests_jitter: int = option(
         0, "Add a random number up to this to the limit, so that workers do not leave together.", minimum=0
     )
+    stall_limit: float | None = option(
+        1.0, "Log what blocks the event loop for longer than this, while it does; none looks for nothing.",
+        unit="seconds", minimum=0.1,
+    )
 
 
 class PoolSettings(Frozen):

@@ -89,6 +89,9 @@ class Running(Protocol):
     task: asyncio.Task[None]
     started: float
 
+    def _name(self) -> str:
+        """Method and path for a log line, without control bytes."""
+
     def cancel(self, reason: str) -> None:
         """The server does not wait any longer."""
 

@@ -42,6 +42,7 @@ from leanserve.worker.lifetime import Lifetime
 from leanserve.worker.memory import Trimmer, find_trim
 from leanserve.worker.probes import Probes
 from leanserve.worker.slots import make_slots
+from leanserve.worker.watchdog import Watchdog
 
 __all__ = ["Worker", "WorkerMachine", "WorkerMove", "WorkerState"]
 
@@ -144,6 +145,8 @@ class Worker:
         self._lifetime = Lifetime(settings.worker, on_full) if ends else None
         admin = settings.admin
         self._probes = Probes(admin, self._why_not_ready) if admin.health_path or admin.ready_path else None
+        limit = settings.worker.stall_limit
+        self._watchdog = None if limit is None else Watchdog(limit, self.running)
         self._complaints = Complaints(logger)
         trim = find_trim()
         self._trimmer = Trimmer(trim) if trim is not None else None
@@ -208,6 +211,8 @@ class Worker:
             raise
         self._enter(WorkerMove.STARTED)
         self._tick()
+        if self._watchdog is not None:
+            self._watchdog.start()
 
     def hurry(self) -> None:
         """Wait for nothing any more: :meth:`drain` cuts what still runs and returns soon."""
@@ -233,6 +238,8 @@ class Worker:
         finally:
             self._close_watches()
             self._ticker.cancel()
+            if self._watchdog is not None:
+                self._watchdog.stop()
             await self.lifespan.shutdown()
             self._enter(WorkerMove.STOP)
 
