@@ -121,7 +121,7 @@ _SAMPLE = {"bool": "yes", "float": "2.5", "str": "/text", "tuple": "a,b"}
 _SPECIAL = {
     "ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header",
     "disconnect_policy",
-    "max_queue", "fair_by", "limit_exempt",
+    "max_queue", "fair_by", "limit_exempt", "access_log_format", "request_id_header",
 }  # fmt: skip
 
 

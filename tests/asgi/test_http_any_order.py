@@ -212,7 +212,8 @@ class Bench:
             assert not runs or connection.waits_for is Wait.PROBE, (connection, connection.waits_for)
         if runs and connection.waits_for is Wait.NEXT_REQUEST:
             assert connection.phase is Phase.IDLE, connection
-        assert len(self.service.deadlines) <= 2  # its own, and one for a slow reader
+        timers = sum(exchange.timer is not None for exchange in self.service.exchanges)
+        assert len(self.service.deadlines) <= 2 + timers  # its own, and one for a slow reader
 
     def end(self) -> None:
         """The application ends; then two deadlines in a row close any connection."""
