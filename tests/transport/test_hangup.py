@@ -67,13 +67,16 @@ class Watched:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.transport: Any = self
-        self.told = 0
+        self.told = self.ends = 0
 
     def get_extra_info(self, name: str) -> socket.socket:
         return self.sock
 
     def hung_up(self) -> None:
         self.told += 1
+
+    def half_closed(self) -> None:
+        self.ends += 1
 
 
 def pair() -> tuple[Watched, socket.socket]:
@@ -107,6 +110,29 @@ def test_a_reset_is_told_once_and_an_end_is_not(loop: str) -> None:
         watch.close()
         for it in (one, other):
             it.sock.close()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_end_is_told_to_who_asks_for_it_and_a_reset_behind_it_all_the_same(loop: str) -> None:
+    async def main() -> None:
+        watch = make_watch(asyncio.get_running_loop())
+        assert watch is not None
+        one, client = pair()
+        watch.watch(one, end=True)
+        client.send(b"unread")
+        await asyncio.sleep(0.05)
+        assert (one.told, one.ends) == (0, 0)
+        client.shutdown(socket.SHUT_WR)
+        await eventually(lambda: one.ends)
+        await asyncio.sleep(0.05)
+        assert (one.told, one.ends) == (0, 1)
+        reset(client)
+        await eventually(lambda: one.told)
+        assert (one.told, one.ends) == (1, 1)
+        watch.close()
+        one.sock.close()
 
     run(loop, main)
 

@@ -867,3 +867,71 @@ def test_what_runs_on_without_its_client_keeps_its_turn(loop: str) -> None:
                 assert app.begun == ["/first", "/kept"]
 
     run(loop, main)
+
+
+async def leaves_a_body_unread(worker: Worker, begun: Callable[[], Any]) -> Client:
+    """More of it than the application takes: the rest is in the kernel."""
+    client = await Client.open(worker)
+    await client.send(b"POST /body HTTP/1.1\r\nhost: a\r\ncontent-length: 120000\r\n\r\n")
+    await client.send(b"x" * 80_000)
+    await eventually(lambda: begun() and any(connection.paused for connection in worker.connections))
+    await client.send(b"x" * 40_000)
+    return client
+
+
+@pytest.mark.parametrize("half_close", ["deliver", "disconnect"])
+def test_a_close_behind_an_unread_body_is_heard(loop: str, half_close: str) -> None:
+    async def main() -> None:
+        app = Turns()
+        async with serving(app, half_close=half_close, lifespan="off") as worker:
+            client = await leaves_a_body_unread(worker, lambda: app.begun)
+            client.sock.close()
+            await eventually(lambda: app.ends)
+            assert app.ends == [("client_gone",)]
+
+    run(loop, main)
+
+
+def test_a_half_close_behind_an_unread_body_gets_its_answer(loop: str) -> None:
+    """It is asked while nobody reads the body, which then is read to the end."""
+    go_on = asyncio.Event()
+    begun: list[Any] = []
+
+    async def counts(scope: Any, receive: Any, send: Any) -> None:
+        begun.append(scope)
+        await go_on.wait()
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message["more_body"]
+        await send(START)
+        await send(part(b"%d" % size, more=False))
+
+    async def main() -> None:
+        async with serving(counts, body_timeout=1, lifespan="off") as worker:
+            async with await leaves_a_body_unread(worker, lambda: begun) as client:
+                client.shut()
+                await client.read()
+                assert client.received == b"HTTP/1.1 100 Continue\r\n\r\n"
+                go_on.set()
+                (answer,) = await client.read_all(b"POST")
+                assert answer.body == b"120000"
+
+    run(loop, main)
+
+
+def test_a_waiter_with_an_unread_body_that_closes_leaves_the_queue(loop: str) -> None:
+    async def main() -> None:
+        app = Turns()
+        async with serving(app, **ONE) as worker:
+            async with await Client.open(worker) as first:
+                await first.send(get("first"))
+                await eventually(lambda: app.begun)
+                client = await leaves_a_body_unread(worker, lambda: len(worker.running) == 2)
+                client.sock.close()
+                await eventually(lambda: len(worker.running) == 1)
+                app.go_on.set()
+                await first.read_one()
+                assert app.begun == ["/first"]
+
+    run(loop, main)

@@ -74,6 +74,14 @@ class ClosingConnection(asyncio.Protocol):
         if self.phase < _LINGERING:
             self.abort()
 
+    def half_closed(self) -> None:
+        """The peer has closed its side behind what we do not read; called by HangupWatch."""
+        if self.paused and Phase.ACTIVE <= self.phase <= Phase.LAST:
+            if self.peer.tls is not None or self.service.settings.cancel.half_close != "deliver":
+                self.abort()  # as eof_received
+            elif self.codec.response is None:
+                self._wait(Wait.PROBE, PROBE_S)
+
     def deadline_reached(self) -> None:
         """Called by Deadlines."""
         self._guard(self._deadline_reached)
@@ -234,10 +242,11 @@ class ClosingConnection(asyncio.Protocol):
     def _probe(self) -> None:
         """Ask whether a peer that has closed its side still reads: TCP answers bytes to one that has closed
         both with a reset."""
-        if self.codec.request is not None and not self.transport.is_closing():
-            data = responses.encode_probe(self.codec.request, self.codec.response)
-            if data:
-                self.transport.write(data)
+        request, head = self.codec.request, self.codec.response
+        if request is None or self.transport.is_closing() or (head is not None and not self.codec.eof):
+            return
+        if data := responses.encode_probe(request, head):
+            self.transport.write(data)
 
     def _end_linger(self) -> None:
         """A peer that still takes bytes of a long answer is given another turn; one that does not is cut."""

@@ -230,7 +230,7 @@ class Connection(ClosingConnection):
             self.paused = True
             if not self.yielded:
                 self.transport.pause_reading()
-            self._watch_for_reset()
+            self._watch_for_reset(end=True)
             if self.waits_for is _BODY:
                 self.deadline = NEVER
 
@@ -242,10 +242,10 @@ class Connection(ClosingConnection):
                 self.transport.resume_reading()
             self._await_body(0)
 
-    def _watch_for_reset(self) -> None:
+    def _watch_for_reset(self, *, end: bool = False) -> None:
         """The loop will not notice one: it does not read."""
         if self.service.hangups is not None:
-            self.service.hangups.watch(self)
+            self.service.hangups.watch(self, end=end)
 
     # Answering
 

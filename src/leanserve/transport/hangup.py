@@ -22,9 +22,12 @@ class Watched(Protocol):
     def hung_up(self) -> None:
         """The peer has reset the connection."""
 
+    def half_closed(self) -> None:
+        """The peer has closed its side, behind bytes that may not have been read."""
+
 
 class HangupWatch:
-    """Watches connections for a reset and nothing else.
+    """Watches connections for a reset, and for an end that nobody reads up to.
 
     Args:
         loop: calls back in the running loop.
@@ -37,12 +40,13 @@ class HangupWatch:
         self._numbers: dict[Watched, int] = {}
         loop.add_reader(self._epoll.fileno(), self._look)
 
-    def watch(self, watched: Watched) -> None:
-        """Call its ``hung_up()`` when the peer has reset the connection; once."""
+    def watch(self, watched: Watched, *, end: bool = False) -> None:
+        """Call its ``hung_up()`` when the peer has reset the connection; once. With `end`, also its
+        ``half_closed()`` when the peer has closed its side; once."""
         sock = watched.transport.get_extra_info("socket")
         if sock is not None and watched not in self._numbers and (fd := sock.fileno()) >= 0:
             # EPOLLERR and EPOLLHUP are always told; nothing else is asked for.
-            self._epoll.register(fd, select.EPOLLONESHOT)
+            self._epoll.register(fd, select.EPOLLONESHOT | select.EPOLLRDHUP if end else select.EPOLLONESHOT)
             self._watched[fd] = watched
             self._numbers[watched] = fd
 
@@ -64,11 +68,16 @@ class HangupWatch:
         self._numbers.clear()
 
     def _look(self) -> None:
-        for fd, _ in self._epoll.poll(0):
+        for fd, events in self._epoll.poll(0):
             watched = self._watched.get(fd)
-            if watched is not None:
+            if watched is None:
+                continue
+            if events & (select.EPOLLERR | select.EPOLLHUP):
                 self.forget(watched)
                 watched.hung_up()
+            else:
+                self._epoll.modify(fd, select.EPOLLONESHOT)
+                watched.half_closed()
 
 
 def make_watch(loop: asyncio.AbstractEventLoop) -> HangupWatch | None:
