@@ -83,6 +83,9 @@ async def slow_reads(target: Target, count: int, outcomes: Outcomes) -> None:
                     if not await peer.read(10):
                         return "closed"
                 await asyncio.sleep(_SLOW_PAUSE_S)
+                # A reset is read behind what has arrived before it, which takes this peer for ever.
+                if peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    return "reset"
         except (OSError, TimeoutError) as error:
             return "reset" if isinstance(error, ConnectionError) else "held"
         return "held"

@@ -266,6 +266,7 @@ def test_no_wait_is_longer_than_the_shorter_limit(flat: dict[str, Any]) -> None:
 
 def test_nothing_is_left_of_those_who_waited() -> None:
     """Their time limits neither."""
+    gc.collect()  # what other tests have left
 
     def waiters_known() -> set[int]:
         return {id(it) for it in gc.get_objects() if type(it) is module._Waiter}
