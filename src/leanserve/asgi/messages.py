@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
-from leanserve.asgi.cancellation import Policies
+from leanserve.asgi.cancellation import CANCELLATION, Policies
 from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Request
@@ -154,7 +154,8 @@ def connection_scope(
         extensions: those of this kind, without ``tls``.
     """
     scheme = "http" if kind == "http" else "ws"
-    extensions = {**extensions, **service.extensions}
+    # With the key of what each request has for itself: in a copy, a key more would cost a new table.
+    extensions = {**extensions, **service.extensions, CANCELLATION: {}}
     if peer.tls is not None:
         extensions["tls"] = peer.tls
     return {
