@@ -114,9 +114,11 @@ class Connection(ClosingConnection):
         handler, self.exchange, self.tunnel = self.tunnel or self.exchange, None, None
         if handler is not None:
             handler.connection_lost(exc)
-        if hasattr(self.transport, "_read_ready_cb"):
-            # A bound method of asyncio's transport, kept by itself: a cycle, of a kilobyte per connection.
-            self.transport._read_ready_cb = None
+        transport: Any = self.transport
+        if hasattr(transport, "_read_ready_cb"):
+            # asyncio's keeps bound methods of its own (the second from Python 3.12 on): a cycle, and a kilobyte
+            # per connection that only the collector would find.
+            transport._read_ready_cb = transport._write_ready = None
         service.connection_closed(self)
 
     def pause_writing(self) -> None:

@@ -49,6 +49,7 @@ async def events(stop, send):
 
 
 async def offer(count, send, message):
+    """The same bytes again and again: what memory grows by is the server's."""
     for _ in range(count):
         sent["offered"] += len(BLOCK)
         await send(message)
