@@ -104,10 +104,11 @@ def test_a_first_request_that_a_busy_loop_has_not_read_yet(loop: str) -> None:
     """Rows 4 and 12: also for the deadline of the first byte, bytes that are here are served."""
 
     async def main() -> None:
-        async with serving(hello, first_byte_timeout=0.1) as worker, await Client.open(worker) as client:
+        async with serving(hello) as worker, await Client.open(worker) as client:
             await eventually(lambda: worker.connections)
-            client.sock.send(CLOSING_GET)
-            time.sleep(0.3)
+            (connection,) = worker.connections
+            client.sock.send(CLOSING_GET)  # in the kernel, unread by the worker, when the deadline is due
+            connection.deadline_reached()
             assert [answer.status for answer in await client.read_all()] == [200]
 
     run(loop, main)

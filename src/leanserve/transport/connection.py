@@ -116,8 +116,8 @@ class Connection(ClosingConnection):
             handler.connection_lost(exc)
         transport: Any = self.transport
         if hasattr(transport, "_read_ready_cb"):
-            # asyncio's keeps bound methods of its own (the second from Python 3.12 on): a cycle, and a kilobyte
-            # per connection that only the collector would find.
+            # asyncio's keeps bound methods of its own (the second from Python 3.12 on): a cycle, a kilobyte
+            # per connection, that only the collector would find.
             transport._read_ready_cb = transport._write_ready = None
         service.connection_closed(self)
 

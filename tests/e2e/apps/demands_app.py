@@ -23,7 +23,7 @@ def facts():
         gc.collect()
     with open("/proc/self/statm") as memory:
         resident = int(memory.read().split()[1]) * PAGE
-    ours = ("Connection", "HttpExchange", "WebSocketExchange")
+    ours = ("Connection", "HttpExchange", "WebSocketExchange", "_SelectorSocketTransport")
     objects = sum(type(one).__name__ in ours for one in gc.get_objects())
     scheduled = getattr(asyncio.get_running_loop(), "_scheduled", ())  # uvloop keeps its own elsewhere
     return {
