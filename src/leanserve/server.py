@@ -19,6 +19,7 @@ import importlib.util
 import logging
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -116,10 +117,8 @@ class Server:
         try:
             self.start()
             assert self._thread is not None
-            # Not join(): interrupted by ^C, it takes a thread that still runs for ended (Python 3.11).
-            # And not without end: that would keep ^C waiting on Windows.
-            while not self._thread.ended.wait(0.5):
-                pass
+            while not self._thread.ended:
+                time.sleep(0.1)
         except KeyboardInterrupt:
             pass
         finally:
@@ -210,13 +209,17 @@ class Server:
 
 
 class _Thread(threading.Thread):
-    """A thread with an event loop of its own that runs one server until it is told to stop."""
+    """A thread with an event loop of its own that runs one server until it is told to stop.
+
+    Who waits for it looks at plain attributes and sleeps. ^C may come in the middle of any wait of threading:
+    an Event then keeps its lock for ever, and join() takes a thread that still runs for ended (Python 3.11).
+    """
 
     def __init__(self, server: Server) -> None:
         super().__init__(name="leanserve", daemon=True)
-        self.ended = threading.Event()
+        self.ended = False
         self._server = server
-        self._ready = threading.Event()
+        self._ready = False
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: asyncio.Event | None = None
@@ -226,10 +229,12 @@ class _Thread(threading.Thread):
         import anyio
 
         with contextlib.ExitStack() as stack:
-            stack.callback(self.ended.set)
-            stack.callback(self._ready.set)
+            stack.callback(self._tell_end)
             stack.push(self._keep_error)
             anyio.run(self._live, backend_options={"use_uvloop": _use_uvloop(self._server.settings)})
+
+    def _tell_end(self) -> None:
+        self._ready = self.ended = True
 
     def _keep_error(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         self._error = error
@@ -241,12 +246,13 @@ class _Thread(threading.Thread):
         self._done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         async with self._server.running():
-            self._ready.set()
+            self._ready = True
             await self._done.wait()
 
     def wait_ready(self) -> None:
         """Wait until the server accepts; raises what it failed with."""
-        self._ready.wait()
+        while not self._ready:
+            time.sleep(0.002)
         if self._error is not None:
             self.join()
             raise self._error

@@ -89,7 +89,7 @@ def test_what_crosses_the_idle_timer_is_not_reset(loop: str) -> None:
     of that turn meets an end that was sent before it, not the reset of a server that drops what it had."""
 
     async def main() -> None:
-        async with serving(hello) as worker, await Client.open(worker) as client:
+        async with serving(hello, linger_timeout=0.1) as worker, await Client.open(worker) as client:
             await client.send(GET)
             await client.read_one()
             (connection,) = worker.connections
