@@ -1,7 +1,7 @@
 """Every gate, one command: `python tests/run.py [pytest arguments]`. Exit status 0 when all of them pass.
 
 Run it with the interpreter of the project's virtual environment. It installs what only the tests need and pip
-does not have: the npm client `ws` into .dev/, where npm is there.
+does not have, into .dev/: the npm client `ws`, where npm is; the Autobahn testsuite, where Python 2.7 is.
 """
 
 from __future__ import annotations
@@ -31,6 +31,32 @@ def install_node_client() -> None:
         subprocess.run(command, cwd=ROOT, timeout=120, check=True)
     except (subprocess.SubprocessError, OSError) as error:
         print(f"ws was not installed: {error}", flush=True)
+
+
+def find_python2() -> str | None:
+    """A Python 2.7: Autobahn's testsuite runs on nothing newer."""
+    versions = Path.home() / ".pyenv" / "versions"
+    found = [str(path) for path in versions.glob("2.7*/bin/python2.7")]
+    return shutil.which("python2.7") or (found[0] if found else None)
+
+
+def install_autobahn() -> None:
+    """The Autobahn testsuite from PyPI; its test is skipped without, with the reason."""
+    python2, folder = find_python2(), ROOT / ".dev" / "autobahn"
+    if python2 is None or (folder / "bin" / "wstest").is_file():
+        return
+    tools = ROOT / ".dev" / "tools"
+    commands = [
+        [sys.executable, "-m", "venv", str(tools)],
+        [str(tools / "bin" / "pip"), "install", "-q", "virtualenv==20.21.1"],  # the last that knows 2.7
+        [str(tools / "bin" / "python"), "-m", "virtualenv", "-q", "-p", python2, str(folder)],
+        [str(folder / "bin" / "pip"), "install", "-q", "autobahntestsuite==25.10.1"],
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, cwd=ROOT, timeout=300, check=True, capture_output=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"the Autobahn testsuite was not installed: {error}", flush=True)
 
 
 # What the tests want of the system: Debian's package, and the names under which it may be there.
@@ -76,6 +102,7 @@ def run(name: str, command: list[str]) -> bool:
 def main(arguments: list[str]) -> int:
     """Run all gates, the tests last, so that their summary is the last thing to read."""
     install_node_client()
+    install_autobahn()
     install_system()
     passed = [run(name, command) for name, command in GATES.items()]
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT, check=False)

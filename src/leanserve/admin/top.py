@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -157,11 +158,18 @@ def _top(pid: int | None, path: str | None, interval: float, count: int | None) 
     live = sys.stdout.isatty()
     left = count if count is not None or live else 1
     last, before = client.status(), None
+    interrupted: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.append(number)  # Python drops what is raised while it clears something away
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     sys.stdout.write(_ENTER if live else "")
     try:
         # The first picture is of the whole life, those behind it are of the time since the one before.
         _show(draw(last, block=_block()), live=live)
-        while left is None or left > 1:
+        while not interrupted and (left is None or left > 1):
             time.sleep(interval)
             status = client.status()
             if status["server"]["counted_s"] != last["server"]["counted_s"]:  # else its counters are the same
