@@ -28,6 +28,8 @@ _NOTHING_YET: Final = (None, 0)
 _TABLES_FROM: Final = 384
 _NUMPY_FROM: Final = 768
 
+# Pieces of a long frame below this size are put together.
+_SMALL_PIECE: Final = 4096
 # What is given back at a time; a multiple of the key's length.
 _PIECE_BYTES: Final = 65536
 
@@ -113,14 +115,19 @@ class PartFrame:
         size_bytes: of the payload.
     """
 
-    __slots__ = ("_decoder", "_head", "_payload", "_recogniser", "_size_bytes", "missing_bytes", "plain")
+    __slots__ = (
+        "_decoder", "_head", "_pieces", "_recogniser", "_size_bytes", "_text", "missing_bytes", "plain",
+    )  # fmt: skip
 
     def __init__(self, recogniser: FrameRecogniser, head: bytes, size_bytes: int) -> None:
         self._recogniser = recogniser
         self._head = head
         self._decoder = _Utf8Decoder() if head[0] == _TEXT else None
         self._size_bytes = size_bytes
-        self._payload = bytearray()
+        # Bytes are joined at the end: one copy. Text grows in one buffer, from which it is decoded or, when it
+        # is no UTF-8, given back.
+        self._pieces: list[bytes] = []
+        self._text = bytearray()
         #: How much of the payload is still to come.
         self.missing_bytes = size_bytes
         #: Whether it still may be plain. If not, the strict way has to be given what came: :meth:`give_back`.
@@ -133,15 +140,23 @@ class PartFrame:
         key = self._head[-4:]
         piece = unmask(data, start, end, key[turned:] + key[:turned])
         self.missing_bytes -= end - start
-        self._payload += piece
+        if self._decoder is None:
+            if self._pieces and len(self._pieces[-1]) < _SMALL_PIECE:
+                self._pieces[-1] += piece  # byte by byte, a message must not cost fifty times its size
+            else:
+                self._pieces.append(piece)
+            if self.missing_bytes:
+                return None
+            self._recogniser.recognised += 1
+            return b"".join(self._pieces)
+        self._text += piece
         try:
             if self.missing_bytes:
-                if self._decoder is not None:
-                    # What is wrong is told before the end, as the strict way does. The text itself is made at
-                    # the end, from all bytes at once: in pieces it could take four times the memory.
-                    self._decoder.decode(piece)
+                # What is wrong is told before the end, as the strict way does. The text itself is made at the
+                # end, from all bytes at once: in pieces it could take four times the memory.
+                self._decoder.decode(piece)
                 return None
-            message = bytes(self._payload) if self._decoder is None else self._payload.decode()
+            message = self._text.decode()
         except UnicodeDecodeError:
             self.plain = False
             self._recogniser.decline("text that is no UTF-8")
@@ -150,12 +165,12 @@ class PartFrame:
         return message
 
     def give_back(self) -> Iterator[bytes]:
-        """The frame as it came, so far, in pieces: all at once would hold the event loop. Masking is its own
-        inverse (RFC 6455 section 5.3)."""
+        """The text frame as it came, so far, in pieces: all at once would hold the event loop. Masking is its
+        own inverse (RFC 6455 section 5.3)."""
         yield self._head
-        payload, key = self._payload, self._head[-4:]
-        for start in range(0, len(payload), _PIECE_BYTES):
-            yield unmask(payload, start, min(start + _PIECE_BYTES, len(payload)), key)
+        text, key = self._text, self._head[-4:]
+        for start in range(0, len(text), _PIECE_BYTES):
+            yield unmask(text, start, min(start + _PIECE_BYTES, len(text)), key)
 
 
 def _read_length(data: bytes | bytearray) -> int:
