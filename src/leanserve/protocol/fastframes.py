@@ -124,8 +124,8 @@ class PartFrame:
         self._head = head
         self._decoder = _Utf8Decoder() if head[0] == _TEXT else None
         self._size_bytes = size_bytes
-        # Bytes are joined at the end: one copy. Text grows in one buffer, from which it is decoded or, when it
-        # is no UTF-8, given back.
+        # Bytes are joined at the end: one copy. Text grows in one buffer: it is decoded from there, or given
+        # back when it is no UTF-8.
         self._pieces: list[bytes] = []
         self._text = bytearray()
         #: How much of the payload is still to come.
