@@ -34,10 +34,14 @@ def install_node_client() -> None:
 
 
 def find_python2() -> str | None:
-    """A Python 2.7: Autobahn's testsuite runs on nothing newer."""
+    """A Python 2.7 that runs: Autobahn's testsuite runs on nothing newer."""
     versions = Path.home() / ".pyenv" / "versions"
-    found = [str(path) for path in versions.glob("2.7*/bin/python2.7")]
-    return shutil.which("python2.7") or (found[0] if found else None)
+    found = [*map(str, versions.glob("2.7*/bin/python2.7")), shutil.which("python2.7")]
+    for path in found:
+        # One of pyenv's shims is there, and fails, when that version is installed but not chosen.
+        if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
 
 
 def install_autobahn() -> None:

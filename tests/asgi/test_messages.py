@@ -58,7 +58,7 @@ def test_root_path_is_a_prefix_of_path() -> None:
 def test_tls_makes_the_scheme_and_the_extension() -> None:
     scope = scope_of(tls={"tls_version": 1})
     assert (scope["scheme"], scope["extensions"]["tls"]) == ("https", {"tls_version": 1})
-    assert scope_of()["extensions"].keys() == {"leanserve.shutdown"}
+    assert scope_of()["extensions"].keys() == {"leanserve.shutdown", "leanserve.cancellation"}
 
 
 @pytest.mark.parametrize("tls", [None, {}])

@@ -13,9 +13,9 @@ from typing import Any, Final
 __all__ = ["Trimmer", "find_trim"]
 
 # A crowd: as many connections as this have gone, and they were most of those that there were.
-_CROWD: Final = 200
+_CROWD: Final = 100
 # The C library goes through all that is free, and nobody in this process gets memory meanwhile.
-_REST_S: Final = 10.0
+_REST_S: Final = 2.0
 
 
 class Trimmer:
