@@ -356,7 +356,7 @@ ATTACKS = _named(
         _dripping(_UPLOAD + b"content-length: 1000000\r\n\r\naaaa", b""), 1000, 40,
         ("408", "closed", "reset"), hold_s=40, ended_by="body_timeout",
     ),
-    slow_reads=Attack(slow_reads, 1000, 20, ("closed", "reset"), hold_s=60, ended_by="send_timeout"),
+    slow_reads=Attack(slow_reads, 1000, 20, ("closed", "reset"), hold_s=75, ended_by="send_timeout"),
     bare_connects=Attack(_leaving(), 20_000, 1000, ("left",)),
     half_requests=Attack(_leaving(b"GET / HTTP/1.1\r\nhost: a.example\r\nx-half: "), 20_000, 1000, ("left",)),
     unread_answers=Attack(_leaving(_GET), 20_000, 1000, ("left",)),
