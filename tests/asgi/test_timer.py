@@ -423,9 +423,10 @@ def test_a_comment_is_no_sign_of_life_of_the_application(rig: Any) -> None:
     assert app.end == ("deadline",)
 
 
-def test_no_limit_no_timer(rig: Any) -> None:
+@pytest.mark.parametrize("flat", [{}, {"request_timeout_header": None}])
+def test_no_limit_no_timer(rig: Any, flat: dict[str, Any]) -> None:
     app = Paced(1)
-    it = rig(app)
+    it = rig(app, **flat)
     it.ask(GET)
     assert it.service.exchanges[0].timer is None
     it.wait(2)

@@ -39,7 +39,8 @@ def times_all(settings: RequestSettings) -> bool:
         settings.sse_comment_interval,
     )  # fmt: skip
     # Only the usual name is known to those who read heads; another one has to be looked for here.
-    return any(limit is not None for limit in limits) or _field_name(settings) not in TIMED
+    name = _field_name(settings)
+    return any(limit is not None for limit in limits) or (name != b"" and name not in TIMED)
 
 
 def find_timeout(request: Request, settings: RequestSettings) -> float | None:

@@ -60,12 +60,6 @@ class ClosingConnection(asyncio.Protocol):
         self.yielded = False  # a turn of reading is to come: nothing more is read from the kernel before
         self.unsent_bytes = 0  # at the last look while lingering
 
-    # What takes part in it
-
-    def resume_reading(self) -> None:
-        """Read again."""
-        raise NotImplementedError
-
     # What is told
 
     def hung_up(self) -> None:
@@ -145,7 +139,14 @@ class ClosingConnection(asyncio.Protocol):
         except OSError:
             self.transport.abort()  # the peer has reset the connection; connection_lost is on its way
         else:
-            self.resume_reading()
+            if self.paused:
+                self._resume()
+
+    def _resume(self) -> None:
+        """Have the transport read again, unless a turn of reading is to come first."""
+        self.paused = False
+        if not self.yielded and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def watch_reader(self, *, on: bool) -> None:
         """Begin or end to measure how fast the peer reads what waits for it."""

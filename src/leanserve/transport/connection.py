@@ -239,9 +239,7 @@ class Connection(ClosingConnection):
     def resume_reading(self) -> None:
         """Read again."""
         if self.paused:
-            self.paused = False
-            if not self.yielded and not self.transport.is_closing():
-                self.transport.resume_reading()
+            self._resume()
             self._await_body(0)
 
     def _watch_for_reset(self, *, end: bool = False) -> None:

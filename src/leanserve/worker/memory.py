@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["Trimmer", "find_trim"]
+__all__ = ["Trimmer", "trim"]
 
 # A crowd: as many connections as this have gone, and they were most of those that there were.
 _CROWD: Final = 100
@@ -41,11 +41,12 @@ class Trimmer:
             threading.Thread(target=self._trim, name="leanserve-trim", daemon=True).start()
 
 
-def find_trim() -> Callable[[], Any] | None:
-    """glibc's ``malloc_trim(0)``, or None with another C library."""
+def trim() -> None:
+    """glibc's ``malloc_trim(0)``; nothing with another C library."""
     if sys.platform != "linux":
-        return None
-    import ctypes
+        return
+    import ctypes  # most workers never come here
 
     found = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return None if found is None else lambda: found(ctypes.c_size_t(0))
+    if found is not None:
+        found(ctypes.c_size_t(0))

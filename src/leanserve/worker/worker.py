@@ -39,7 +39,7 @@ from leanserve.worker.admission import Admission
 from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
 from leanserve.worker.lifetime import Lifetime
-from leanserve.worker.memory import Trimmer, find_trim
+from leanserve.worker.memory import Trimmer, trim
 from leanserve.worker.probes import Probes
 from leanserve.worker.slots import make_slots
 from leanserve.worker.watchdog import Watchdog
@@ -148,8 +148,7 @@ class Worker:
         limit = settings.worker.stall_limit
         self._watchdog = None if limit is None else Watchdog(limit, self.running)
         self._complaints = Complaints(logger)
-        trim = find_trim()
-        self._trimmer = Trimmer(trim) if trim is not None else None
+        self._trimmer = Trimmer(trim)
         self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -313,8 +312,7 @@ class Worker:
             self.lane.tell_lag(max(beat_ns - self._tick_due_ns, 0))
             self._tell_counts(self.lane)
         self._tell_fastpath()
-        if self._trimmer is not None:
-            self._trimmer.look(len(self.connections) + len(self._handshaking), self.loop.time())
+        self._trimmer.look(len(self.connections) + len(self._handshaking), self.loop.time())
         # A little late rather than early: loops keep time in milliseconds.
         wait_s = 1.002 - now % 1
         self._tick_due_ns = time.monotonic_ns() + int(wait_s * 1e9)
