@@ -11,28 +11,27 @@ import os
 import selectors
 import signal
 import time
-from collections import deque
-from enum import IntEnum
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from leanserve.channel import DUMP_SIGNAL
 from leanserve.errors import SettingsError
 from leanserve.listeners import open_listeners
-from leanserve.machine import Machine
 from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import ReloadSettings, Settings
 from leanserve.supervisor.cgroup import oom_kills
 from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
 from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
+from leanserve.supervisor.orders import Orders
 from leanserve.supervisor.pool import Restarts, count_workers
+from leanserve.supervisor.roll import Roll
 from leanserve.supervisor.signals import SignalQueue
+from leanserve.supervisor.states import SupervisorMachine, SupervisorMove, SupervisorState
 
 if TYPE_CHECKING:
     from leanserve.supervisor.reload import Watcher
 
-__all__ = ["Supervisor", "SupervisorMachine", "SupervisorMove", "SupervisorState"]
+__all__ = ["Supervisor"]
 
 logger = logging.getLogger("leanserve")
 
@@ -45,47 +44,6 @@ _CUT_S = 2.0
 _HURRY_S = 3.0
 # From a fork that the kernel refused to the next try.
 _FORK_AGAIN_S = 1.0
-
-
-class SupervisorState(IntEnum):
-    """Where the service is in its life."""
-
-    BOOTING = 0  # no worker has been ready yet
-    RUNNING = 1
-    ROLLING = 2  # workers are being replaced, one at a time
-    STOPPING = 3
-    STOPPED = 4
-
-
-class SupervisorMove(IntEnum):
-    """What can happen to it."""
-
-    READY = 0
-    ROLL = 1
-    ROLLED = 2
-    STOP = 3
-    ALL_GONE = 4
-
-
-class SupervisorMachine(Machine[SupervisorState, SupervisorMove]):
-    """A stop is honoured in every state, and nothing leads back from it."""
-
-    __slots__ = ()
-    START: ClassVar[IntEnum] = SupervisorState.BOOTING
-    TABLE: ClassVar = {
-        (SupervisorState.BOOTING, SupervisorMove.READY): SupervisorState.RUNNING,
-        (SupervisorState.BOOTING, SupervisorMove.STOP): SupervisorState.STOPPING,
-        (SupervisorState.RUNNING, SupervisorMove.READY): SupervisorState.RUNNING,
-        (SupervisorState.RUNNING, SupervisorMove.ROLL): SupervisorState.ROLLING,
-        (SupervisorState.RUNNING, SupervisorMove.STOP): SupervisorState.STOPPING,
-        (SupervisorState.ROLLING, SupervisorMove.READY): SupervisorState.ROLLING,
-        (SupervisorState.ROLLING, SupervisorMove.ROLL): SupervisorState.ROLLING,
-        (SupervisorState.ROLLING, SupervisorMove.ROLLED): SupervisorState.RUNNING,
-        (SupervisorState.ROLLING, SupervisorMove.STOP): SupervisorState.STOPPING,
-        (SupervisorState.STOPPING, SupervisorMove.READY): SupervisorState.STOPPING,
-        (SupervisorState.STOPPING, SupervisorMove.STOP): SupervisorState.STOPPING,
-        (SupervisorState.STOPPING, SupervisorMove.ALL_GONE): SupervisorState.STOPPED,
-    }
 
 
 class Supervisor:
@@ -107,22 +65,22 @@ class Supervisor:
         self.slots = count_workers(settings.pool.workers)
         self.listeners = open_listeners(settings.listen, self.slots)
         self._signals = SignalQueue()
-        self._crew = Crew(app, settings, self.listeners, self._signals, entry)
+        self.crew = Crew(app, settings, self.listeners, self._signals, entry)
         try:
-            self._control = Control(settings, self._crew, self.listeners.release, self._obey)
+            self._control = Control(settings, self.crew, self.listeners.release, Orders(self).obey)
         except (SettingsError, OSError):
             self.listeners.close()
             raise
         self._restarts = Restarts(settings.pool)
         self._selector = selectors.DefaultSelector()
         self._start_at: dict[int, float] = {}
-        self._roll: deque[int] = deque()
+        self.roll = Roll(self.crew, self.machine, self._start)
         self._watcher = _watch(settings.reload) if settings.reload.reload else None
         self._exit_code = 0
         self._oom_kills = oom_kills()
 
     def __repr__(self) -> str:
-        return f"<Supervisor {self.machine.state.name} {len(self._crew.children)} workers>"
+        return f"<Supervisor {self.machine.state.name} {len(self.crew.children)} workers>"
 
     def run(self, *, then_exit: bool = False) -> int:
         """Serve until told to stop. Main thread only.
@@ -140,7 +98,7 @@ class Supervisor:
                 self._watcher.open()
                 self._selector.register(self._watcher, selectors.EVENT_READ)
             logger.info("starting %d worker%s, supervisor pid %d", *self._counted())
-            self._crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
+            self.crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
             self._control.open(self._selector)
             for slot in range(self.slots):
                 self._start(slot)
@@ -162,7 +120,7 @@ class Supervisor:
 
     def _close(self, *, then_exit: bool) -> None:
         self._control.close()
-        for child in list(self._crew.children.values()):
+        for child in list(self.crew.children.values()):
             child.kill()  # only an error of ours leads here with children left
             os.waitpid(child.pid, 0)
             child.channel.close()
@@ -170,7 +128,7 @@ class Supervisor:
             self._watcher.close()
         self._selector.close()
         self._signals.close(ignore=then_exit)
-        self._crew.close()
+        self.crew.close()
         self.listeners.close()
 
     # The loop
@@ -179,7 +137,7 @@ class Supervisor:
         """One turn: sleep, then deal with what has come."""
         self._publish()
         now = time.monotonic()
-        times = [child.kill_at_s for child in self._crew.children.values()]
+        times = [child.kill_at_s for child in self.crew.children.values()]
         next_time = min([*times, *self._start_at.values(), self._control.start_at_s])
         timeout = None if next_time == inf else max(next_time - now, 0)
         ready = self._selector.select(timeout)
@@ -199,8 +157,8 @@ class Supervisor:
     def _publish(self) -> None:
         """Say on the scoreboard what we know ourselves."""
         state = self.machine.state
-        self._crew.scoreboard.tell_server(
-            slots=self.slots, crashes=self._restarts.total, restarts=self._crew.restarts,
+        self.crew.scoreboard.tell_server(
+            slots=self.slots, crashes=self._restarts.total, restarts=self.crew.restarts,
             stopping=state >= SupervisorState.STOPPING, rolling=state is SupervisorState.ROLLING,
         )  # fmt: skip
 
@@ -221,7 +179,7 @@ class Supervisor:
 
     def _keep_times(self) -> None:
         now = time.monotonic()
-        for child in list(self._crew.children.values()):
+        for child in list(self.crew.children.values()):
             if child.kill_at_s <= now:
                 logger.warning("worker %s did not leave in time: SIGKILL", child)
                 child.kill()
@@ -234,7 +192,7 @@ class Supervisor:
 
     def _start(self, slot: int) -> None:
         try:
-            child = self._crew.start(slot)
+            child = self.crew.start(slot)
         except OSError as error:  # no memory, process or descriptor to be had; that may pass
             if self.machine.state is SupervisorState.BOOTING:
                 raise
@@ -245,11 +203,11 @@ class Supervisor:
         logger.debug("worker %s started", child)
 
     def _lives(self, child: Child) -> bool:
-        return self._crew.children.get(child.pid) is child
+        return self.crew.children.get(child.pid) is child
 
     def _older(self, child: Child) -> list[Child]:
         """Those that serve in its slot and that it is to replace; a newer one has its own turn."""
-        return [each for each in self._crew.serving(child.slot) if each.generation < child.generation]
+        return [each for each in self.crew.serving(child.slot) if each.generation < child.generation]
 
     def _hear(self, child: Child) -> None:
         try:
@@ -261,8 +219,8 @@ class Supervisor:
                     child.error, child.trace = str(message.get("error")), str(message.get("trace"))
                 elif event == "running":
                     self._control.pass_on(child, message)
-                elif event == "full" and self._crew.serving(child.slot) == [child]:
-                    self._replace(child.slot)
+                elif event == "full" and self.crew.serving(child.slot) == [child]:
+                    self.roll.replace(child.slot)
         except EOFError:
             # Its end is known when it is reaped, not when its descriptor closes.
             self._forget(child)
@@ -276,7 +234,7 @@ class Supervisor:
         logger.info("worker %s ready in %.2f s", child, seconds)
         if self.machine.state is SupervisorState.BOOTING:
             self._announce()
-            self._crew.scoreboard.tell_server(ready_ns=time.monotonic_ns())
+            self.crew.scoreboard.tell_server(ready_ns=time.monotonic_ns())
         self.machine.advance(SupervisorMove.READY)
         child.booted = True
         if child.state is ChildState.READY and self._lives(child):
@@ -285,17 +243,17 @@ class Supervisor:
 
     def _reap(self) -> None:
         self._control.reap()
-        for child, code in self._crew.take_ended():
+        for child, code in self.crew.take_ended():
             self._hear(child)  # its last words
             self._forget(child)
             self._control.note_death(child.pid)
             state = child.state
             child.bury()
             self._ended(child, state, code)
-        if self.machine.state is SupervisorState.STOPPING and not self._crew.children:
+        if self.machine.state is SupervisorState.STOPPING and not self.crew.children:
             self.machine.advance(SupervisorMove.ALL_GONE)
         if os.getpid() == 1:
-            reap_strangers({*self._crew.children, self._control.pid})
+            reap_strangers({*self.crew.children, self._control.pid})
 
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
@@ -303,14 +261,14 @@ class Supervisor:
         elif state >= ChildState.RETIRING:
             logger.info("worker %s has left", child)
             waits = child.slot in self._start_at  # its successor has crashed
-            if child.slot < self.slots and not waits and not self._crew.in_slot(child.slot):
+            if child.slot < self.slots and not waits and not self.crew.in_slot(child.slot):
                 self._start(child.slot)  # a reload stops first and starts then
-            self._next_in_roll()
+            self.roll.next()
         elif self._older(child):
             why = child.describe_end(code)
             logger.error("replacement of worker %d failed, the old one goes on: %s", child.slot + 1, why)
             self._log_trace(child)
-            self._abort_roll()
+            self.roll.abort()
         else:
             self._crashed(child, state, code)
 
@@ -320,9 +278,9 @@ class Supervisor:
             self._log_trace(child)
             if self._watcher is None:
                 self._exit_code = code if code in (2, _EXIT_BOOT) else _EXIT_BOOT
-                self._stop()
+                self.stop()
             return
-        record = self._crew.record(child)
+        record = self.crew.record(child)
         in_flight = record.in_flight if record is not None else 0
         killed, self._oom_kills = oom_kills() - self._oom_kills, oom_kills()
         hint = ", out of memory" if killed and code == -signal.SIGKILL else ""
@@ -334,60 +292,29 @@ class Supervisor:
         if wait is None:
             logger.critical("workers crash too often: giving up")
             self._exit_code = _EXIT_GAVE_UP
-            self._stop()
-        elif not self._crew.serving(child.slot):
+            self.stop()
+        elif not self.crew.serving(child.slot):
             self._start_at[child.slot] = now + wait
-        if any(each.generation < child.generation for each in self._crew.in_slot(child.slot)):
-            self._abort_roll()  # its predecessor has hardly left: what comes next would die as well
-        self._next_in_roll()
+        if any(each.generation < child.generation for each in self.crew.in_slot(child.slot)):
+            self.roll.abort()  # its predecessor has hardly left: what comes next would die as well
+        self.roll.next()
 
     def _log_trace(self, child: Child) -> None:
         if child.trace:
             logger.debug("%s", child.trace.rstrip())
 
-    # Replacing
-
-    def _replace(self, slot: int) -> None:
-        """Put a slot in the queue of those whose worker gets a successor."""
-        if slot not in self._roll and self.machine.accepts(SupervisorMove.ROLL):
-            self._roll.append(slot)
-            self.machine.advance(SupervisorMove.ROLL)
-            self._next_in_roll()
-
-    def _next_in_roll(self) -> None:
-        """Start the next successor, unless one replacement is still under way: one extra worker at most."""
-        if self.machine.state is not SupervisorState.ROLLING or self._replacing():
-            return
-        while self._roll:
-            slot = self._roll.popleft()
-            if slot < self.slots and self._crew.serving(slot):
-                self._start(slot)
-                return
-        self._end_roll()
-
-    def _replacing(self) -> bool:
-        return any(len(self._crew.in_slot(slot)) > 1 for slot in range(self.slots))
-
-    def _abort_roll(self) -> None:
-        if self._roll:
-            logger.error("%d more workers stay as they are", len(self._roll))
-        self._roll.clear()
-        self._end_roll()
-
-    def _end_roll(self) -> None:
-        if self.machine.state is SupervisorState.ROLLING:
-            self.machine.advance(SupervisorMove.ROLLED)
+    # Reload, for developers
 
     def _reload(self, changed: list[str]) -> None:
         """Stop first, start then: a developer wants the new code and not the old answers."""
         if changed and self.machine.state is not SupervisorState.STOPPING:
             logger.info("reloading: %s changed", ", ".join(changed))
             moment = time.monotonic() + self.settings.reload.reload_grace
-            for child in self._crew.children.values():
+            for child in self.crew.children.values():
                 if child.state <= ChildState.READY:
                     child.retire("retire", moment)
             for slot in range(self.slots):
-                if not self._crew.in_slot(slot):
+                if not self.crew.in_slot(slot):
                     self._start_at[slot] = 0.0
 
     # Signals
@@ -401,7 +328,7 @@ class Supervisor:
         wait = drain.pre_stop_delay + drain.drain_timeout + _CUT_S + drain.kill_grace
         return time.monotonic() + wait + (inf if lifespan is None else lifespan)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """The first time: drain. Again: hurry."""
         again = self.machine.state is SupervisorState.STOPPING
         self.machine.advance(SupervisorMove.STOP)
@@ -411,8 +338,8 @@ class Supervisor:
             limit = self.settings.drain.drain_timeout
             logger.info("stopping: what runs gets up to %g s to finish; a second signal hurries", limit)
         self._start_at.clear()
-        self._roll.clear()
-        for child in self._crew.children.values():
+        self.roll.clear()
+        for child in self.crew.children.values():
             if child.state is ChildState.STARTING:
                 child.retire("drain", time.monotonic() + _BOOT_GRACE_S)
             elif again:
@@ -420,23 +347,23 @@ class Supervisor:
             else:
                 child.retire("drain", self._last_moment())
         for slot in range(self.slots):
-            if not self._crew.in_slot(slot):
+            if not self.crew.in_slot(slot):
                 self.listeners.refuse(slot)  # nobody is there to accept what it queues
 
     def _quit(self) -> None:
         self.machine.advance(SupervisorMove.STOP)
         logger.warning("SIGQUIT: killing all workers")
         self._start_at.clear()
-        for child in self._crew.children.values():
+        for child in self.crew.children.values():
             child.kill()
 
-    def _roll_all(self) -> None:
+    def roll_all(self) -> None:
+        """Give every worker a successor."""
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             logger.info("replacing all workers, one after the other")
-            for slot in range(self.slots):
-                self._replace(slot)
+            self.roll.replace_all(range(self.slots))
 
-    def _add_worker(self) -> None:
+    def add_worker(self) -> None:
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             if self.slots == MAX_SLOTS:
                 logger.error("no worker added: there are %d, the most that one server can have", MAX_SLOTS)
@@ -450,14 +377,14 @@ class Supervisor:
             logger.info("adding worker %d", self.slots)
             self._start(self.slots - 1)
 
-    def _remove_worker(self) -> None:
+    def remove_worker(self) -> None:
         if self.slots == 1:
             logger.warning("the last worker stays; stop the server with SIGTERM")
         elif self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             logger.info("removing worker %d", self.slots)
             self.slots -= 1
             self._start_at.pop(self.slots, None)
-            children = self._crew.in_slot(self.slots)
+            children = self.crew.in_slot(self.slots)
             for child in children:
                 child.retire("leave", self._last_moment(child))
             # The slot's own listeners end with the worker that empties their queues; the slot may be back
@@ -469,76 +396,17 @@ class Supervisor:
             self.listeners.close_slot(self.slots)
 
 
-    # Orders, which the admin process brings
-
-    def _obey(self, order: str, number: int) -> str:
-        """Run an order that may be given twice; what is done now. Raises ValueError: why it is not."""
-        handler = _ORDERS.get(order)
-        if handler is None:
-            raise ValueError(f"there is no order {order!r}")
-        logger.info("order: %s%s", order, f" {number}" if number else "")
-        return handler(self, number)
-
-    def _order_reload(self, _number: int) -> str:
-        self._check_running()
-        self._roll_all()
-        return f"replacing {self.slots} workers, one after the other"
-
-    def _order_workers(self, number: int) -> str:
-        self._check_running()
-        if not 1 <= number <= MAX_SLOTS:
-            raise ValueError(f"workers: a number from 1 to {MAX_SLOTS}, not {number}")
-        while self.slots != number:
-            before = self.slots
-            (self._add_worker if number > before else self._remove_worker)()
-            if self.slots == before:
-                raise ValueError(f"there are {before} workers, and no more can be had; the log says why")
-        return f"{number} workers"
-
-    def _check_running(self) -> None:
-        if self.machine.state not in (SupervisorState.RUNNING, SupervisorState.ROLLING):
-            raise ValueError(f"not while the server is {self.machine.state.name}")
-
-    def _order_drain(self, _number: int) -> str:
-        if self.machine.state is not SupervisorState.STOPPING:
-            self._stop()
-        return f"stopping: what runs gets up to {self.settings.drain.drain_timeout:g} s to finish"
-
-    def _order_hurry(self, _number: int) -> str:
-        self._order_drain(0)
-        self._stop()
-        return "stopping at once"
-
-    def _order_dump(self, number: int) -> str:
-        """Have workers write the stacks of their threads to stderr; `number` is that of one, or 0."""
-        found = []
-        for child in self._crew.children.values():
-            if number in (0, child.slot + 1) and self._crew.record(child) is not None:
-                child.signal(DUMP_SIGNAL)
-                found.append(child.slot + 1)
-        if not found:
-            raise ValueError(f"no worker {number or ''} that could write its stacks")
-        return f"stacks of worker {', '.join(map(str, sorted(found)))} go to the log (stderr)"
-
-
 def _watch(settings: ReloadSettings) -> Watcher:
     from leanserve.supervisor.reload import Watcher  # development only
 
     return Watcher(settings)
 
 
-_ORDERS = {
-    "reload": Supervisor._order_reload,
-    "workers": Supervisor._order_workers,
-    "drain": Supervisor._order_drain,
-    "hurry": Supervisor._order_hurry,
-    "dump": Supervisor._order_dump,
-}
 _HANDLERS = {
-    "SIGTERM": Supervisor._stop,
-    "SIGINT": Supervisor._stop,
+    "SIGTERM": Supervisor.stop,
+    "SIGINT": Supervisor.stop,
     "SIGQUIT": Supervisor._quit,
-    "SIGHUP": Supervisor._roll_all,
-    "SIGTTIN": Supervisor._add_worker,
-    "SIGTTOU": Supervisor._remove_worker,
+    "SIGHUP": Supervisor.roll_all,
+    "SIGTTIN": Supervisor.add_worker,
+    "SIGTTOU": Supervisor.remove_worker,
 }

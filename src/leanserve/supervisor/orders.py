@@ -1,0 +1,85 @@
+"""What operators ask of the supervisor; the admin process brings it. Each order may be given twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from leanserve.channel import DUMP_SIGNAL
+from leanserve.scoreboard import MAX_SLOTS
+from leanserve.supervisor.states import SupervisorState
+
+if TYPE_CHECKING:
+    from leanserve.supervisor.supervisor import Supervisor
+
+__all__ = ["Orders"]
+
+logger = logging.getLogger("leanserve")
+
+
+class Orders:
+    """Runs the orders of one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._known: dict[str, Callable[[int], str]] = {
+            "reload": self._reload,
+            "workers": self._workers,
+            "drain": self._drain,
+            "hurry": self._hurry,
+            "dump": self._dump,
+        }
+
+    def obey(self, order: str, number: int) -> str:
+        """Run an order; what is done now. Raises ValueError: why it is not."""
+        handler = self._known.get(order)
+        if handler is None:
+            raise ValueError(f"there is no order {order!r}")
+        logger.info("order: %s%s", order, f" {number}" if number else "")
+        return handler(number)
+
+    def _reload(self, _number: int) -> str:
+        self._check_running()
+        self._supervisor.roll_all()
+        return f"replacing {self._supervisor.slots} workers, one after the other"
+
+    def _workers(self, number: int) -> str:
+        self._check_running()
+        if not 1 <= number <= MAX_SLOTS:
+            raise ValueError(f"workers: a number from 1 to {MAX_SLOTS}, not {number}")
+        supervisor = self._supervisor
+        while supervisor.slots != number:
+            before = supervisor.slots
+            (supervisor.add_worker if number > before else supervisor.remove_worker)()
+            if supervisor.slots == before:
+                raise ValueError(f"there are {before} workers, and no more can be had; the log says why")
+        return f"{number} workers"
+
+    def _check_running(self) -> None:
+        state = self._supervisor.machine.state
+        if state not in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            raise ValueError(f"not while the server is {state.name}")
+
+    def _drain(self, _number: int) -> str:
+        if self._supervisor.machine.state is not SupervisorState.STOPPING:
+            self._supervisor.stop()
+        limit = self._supervisor.settings.drain.drain_timeout
+        return f"stopping: what runs gets up to {limit:g} s to finish"
+
+    def _hurry(self, _number: int) -> str:
+        self._drain(0)
+        self._supervisor.stop()
+        return "stopping at once"
+
+    def _dump(self, number: int) -> str:
+        """Have workers write the stacks of their threads to stderr; `number` is that of one, or 0."""
+        crew = self._supervisor.crew
+        found = []
+        for child in crew.children.values():
+            if number in (0, child.slot + 1) and crew.record(child) is not None:
+                child.signal(DUMP_SIGNAL)
+                found.append(child.slot + 1)
+        if not found:
+            raise ValueError(f"no worker {number or ''} that could write its stacks")
+        return f"stacks of worker {', '.join(map(str, sorted(found)))} go to the log (stderr)"
