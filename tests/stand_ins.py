@@ -50,21 +50,39 @@ def note(spec: WorkerSpec, event: str) -> None:
 
 
 def say_ready(spec: WorkerSpec) -> None:
-    """Listen, and say so."""
-    for sock in spec.listeners[spec.slot]:
-        sock.listen(64)
+    """Listen when it is time, and say so."""
+    listen(spec)
     note(spec, "ready")
     spec.channel.send({"event": "ready", "seconds": 0.0})
 
 
+def listen(spec: WorkerSpec) -> None:
+    """Ask whether it is time, and listen."""
+    spec.channel.send({"event": "loaded"})
+    if next_order(spec) != "open":
+        os._exit(0)
+    for sock in spec.listeners[spec.slot]:
+        sock.listen(64)
+
+
 def wait_order(spec: WorkerSpec) -> str:
     """The next order; "orphan" when the supervisor is gone."""
+    order = next_order(spec)
+    if order != "orphan":
+        note(spec, f"order-{order}")
+    return order
+
+
+def next_order(spec: WorkerSpec) -> str:
+    """As above; what it is told of its siblings' queues is nothing to it."""
     while True:
         select.select([spec.channel], [], [])
         try:
             for message in spec.channel.receive():
-                note(spec, f"order-{message['order']}")
-                return str(message["order"])
+                for fd in message.get("fds", ()):
+                    os.close(fd)
+                if "order" in message:
+                    return str(message["order"])
         except EOFError:
             return "orphan"
 
@@ -109,8 +127,11 @@ def ready_and_dead_later(spec: WorkerSpec) -> int:
     """The successors do that, after a moment in which the supervisor can be stopped."""
     if not spec.generation:
         return obey(spec)
+    listen(spec)
     time.sleep(0.3)
-    return ready_and_dead(spec)
+    note(spec, "ready")
+    spec.channel.send({"event": "ready", "seconds": 0.0})
+    return 7
 
 
 def dead_beside_the_old(spec: WorkerSpec) -> int:

@@ -122,11 +122,10 @@ class Supervised:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = self.members()
+        ended, left = self.running.poll() is not None, self.members()
         # Its own session, made by us: the group holds this supervisor's processes and no others.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        ended = self.running.poll() is not None
         self.running.wait(10)
         if error is not None:
             error.add_note(self.log)

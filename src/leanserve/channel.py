@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,9 @@ __all__ = ["DUMP_SIGNAL", "AdminSpec", "Channel", "WorkerSpec"]
 #: where there are some: applications use the two that are named for users.
 DUMP_SIGNAL: int = signal.SIGRTMIN + 5 if hasattr(signal, "SIGRTMIN") else getattr(signal, "SIGUSR2", 0)
 
+# One message's at most: a slot has a listener for each address.
+_MAX_FDS = 64
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _LINE_BYTES = 1 << 20  # far above any message; the supervisor's memory is not the application's to fill
 
 
@@ -77,12 +80,16 @@ class AdminSpec:
 class Channel:
     """One end of the pair. Non-blocking; ``receive`` yields whole messages only.
 
-    From the worker: ``{"event": "ready", "seconds": 1.2}``, ``{"event": "failed", "error": "...",
-    "trace": "..."}``, ``{"event": "full"}`` (limit_max_requests is reached, replace me).
-    From the supervisor: ``{"order": "drain"}`` (finish, then leave; the listeners go too),
-    ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order": "retire"}`` (the
-    same, but a successor holds all the listeners), ``{"order": "hurry"}``; and ``{"list": 7}``, whose answer
-    is ``{"event": "running", "list": 7, "running": [...]}``: what is at work.
+    From the worker: ``{"event": "loaded"}`` (the application is up: shall I listen?), ``{"event": "ready",
+    "seconds": 1.2}``, ``{"event": "failed", "error": "...", "trace": "..."}``, ``{"event": "full"}``
+    (limit_max_requests is reached, replace me), ``{"event": "wants"}`` (whether I want connections has
+    changed, see the scoreboard).
+    From the supervisor: ``{"order": "open"}`` (listen), ``{"order": "drain"}`` (finish, then leave; the
+    listeners go too), ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order":
+    "retire"}`` (the same, but a successor holds all the listeners), ``{"order": "hurry"}``; and ``{"list":
+    7}``, whose answer is ``{"event": "running", "list": 7, "running": [...]}``: what is at work. ``{"watch":
+    2}`` (wait for the queues of slot 2, behind everybody who does; its listeners come with the message),
+    ``{"look": 2}`` (its worker has died).
 
     From the admin process: ``{"ask": "workers", "id": 7, "number": 4}``; the answer is
     ``{"id": 7, "ok": true, "text": "..."}``. To it also ``{"dead": 4711}``: the pid of a worker that ended.
@@ -92,15 +99,21 @@ class Channel:
 
     sock: socket.socket
     _partial: bytearray = field(default_factory=bytearray)
+    _fds: list[int] = field(default_factory=list)
 
     def fileno(self) -> int:
         """The descriptor, for a selector."""
         return self.sock.fileno()
 
-    def send(self, message: dict[str, Any]) -> bool:
-        """Write one message. False when the other end has gone; its death is noticed elsewhere."""
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+        """Write one message; copies of the descriptors come with it. False when the other end has gone; its
+        death is noticed elsewhere."""
         try:
-            self.sock.sendall(json.dumps(message).encode() + b"\n")
+            if fds:
+                line = json.dumps({**message, "fds": len(fds)}).encode() + b"\n"
+                socket.send_fds(self.sock, [line], list(fds))
+            else:
+                self.sock.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             return False  # the supervisor sees the worker's exit, a worker sees the end of the stream
         return True
@@ -114,27 +127,33 @@ class Channel:
         return cls(ends[0]), cls(ends[1])
 
     def receive(self) -> Iterator[dict[str, Any]]:
-        """Yield the messages that have arrived.
+        """Yield the messages that have arrived; ``fds`` of one are descriptors, and now the reader's to
+        close.
 
         Raises:
             EOFError: the other end has gone, or something else than messages is written to this descriptor.
         """
         while True:
             try:
-                data = self.sock.recv(65536)
+                data, fds, _, _ = socket.recv_fds(self.sock, 65536, _MAX_FDS, _CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, fds = b"", []
             if not data:
                 raise EOFError
             self._partial += data
+            self._fds += fds
             *lines, rest = self._partial.split(b"\n")
             self._partial = bytearray(rest)
             if len(rest) > _LINE_BYTES:
                 raise EOFError
             for line in lines:
-                yield _parse(line)
+                message = _parse(line)
+                if "fds" in message:
+                    count = int(message["fds"])
+                    message["fds"], self._fds = self._fds[:count], self._fds[count:]
+                yield message
 
     def close(self) -> None:
         """Close this end."""

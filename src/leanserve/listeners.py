@@ -129,13 +129,18 @@ class Listener(socket.socket):
     server that starts while the first still loads its model would join the first one's port unseen. Accepted
     sockets take the option from the listener, and once they are in TIME_WAIT they need it, so that the next
     server can bind.
+
+    Attributes:
+        least_backlog: whoever asks for a shorter queue gets this one.
     """
+
+    least_backlog = 0
 
     def listen(self, backlog: int = 2048, /) -> None:
         """Begin to listen; may be called again."""
         if self.family != getattr(socket, "AF_UNIX", None) and os.name == "posix":
             self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        super().listen(backlog)
+        super().listen(max(backlog, self.least_backlog))
 
 
 class _Port(NamedTuple):
@@ -178,6 +183,11 @@ class Listeners:
     @property
     def per_slot(self) -> bool:
         return bool(self._ports)
+
+    @property
+    def ports(self) -> int:
+        """How many sockets each slot has of its own, the first ones."""
+        return len(self._ports)
 
     @property
     def shared(self) -> int:

@@ -63,6 +63,12 @@ class ListenSettings(Frozen):
         "A listener per worker (SO_REUSEPORT: even load) or one shared by all; auto: per-worker on Linux.",
         choices=("auto", "per-worker", "shared"),
     )
+    accept_below: int | None = option(
+        None,
+        "New connections only while fewer requests than this are at work in the worker; with more, they go "
+        "to others or wait in the kernel.",
+        minimum=1,
+    )
 
 
 class LoadSettings(Frozen):

@@ -27,6 +27,7 @@ from leanserve.supervisor.pool import Restarts, count_workers
 from leanserve.supervisor.roll import Roll
 from leanserve.supervisor.signals import SignalQueue
 from leanserve.supervisor.states import SupervisorMachine, SupervisorMove, SupervisorState
+from leanserve.supervisor.steering import Steering
 
 if TYPE_CHECKING:
     from leanserve.supervisor.reload import Watcher
@@ -71,6 +72,7 @@ class Supervisor:
         except (SettingsError, OSError):
             self.listeners.close()
             raise
+        self._steering = Steering(self.listeners, self.crew, settings.listen.backlog)
         self._restarts = Restarts(settings.pool)
         self._selector = selectors.DefaultSelector()
         self._start_at: dict[int, float] = {}
@@ -136,6 +138,8 @@ class Supervisor:
     def _wait(self) -> None:
         """One turn: sleep, then deal with what has come."""
         self._publish()
+        if self.machine.state is not SupervisorState.STOPPING:
+            self._steering.aim(self.slots)
         now = time.monotonic()
         times = [child.kill_at_s for child in self.crew.children.values()]
         next_time = min([*times, *self._start_at.values(), self._control.start_at_s])
@@ -213,7 +217,9 @@ class Supervisor:
         try:
             for message in child.channel.receive():
                 event = message.get("event")
-                if event == "ready":
+                if event == "loaded":
+                    self._steering.let_listen(child, self.slots)
+                elif event == "ready":
                     self._ready(child, float(message.get("seconds", 0)))
                 elif event == "failed":
                     child.error, child.trace = str(message.get("error")), str(message.get("trace"))
@@ -237,6 +243,7 @@ class Supervisor:
             self.crew.scoreboard.tell_server(ready_ns=time.monotonic_ns())
         self.machine.advance(SupervisorMove.READY)
         child.booted = True
+        self._steering.introduce(child, self.slots)
         if child.state is ChildState.READY and self._lives(child):
             for older in self._older(child):
                 older.retire("retire", self._last_moment(older))
@@ -249,6 +256,7 @@ class Supervisor:
             self._control.note_death(child.pid)
             state = child.state
             child.bury()
+            self._steering.note_death(child)
             self._ended(child, state, code)
         if self.machine.state is SupervisorState.STOPPING and not self.crew.children:
             self.machine.advance(SupervisorMove.ALL_GONE)
@@ -258,6 +266,7 @@ class Supervisor:
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
             logger.debug("worker %s has left (%s)", child, describe_exit(code))
+            self._refuse_orphans()
         elif state >= ChildState.RETIRING:
             logger.info("worker %s has left", child)
             waits = child.slot in self._start_at  # its successor has crashed
@@ -346,9 +355,14 @@ class Supervisor:
                 child.retire("hurry", time.monotonic() + _HURRY_S)
             else:
                 child.retire("drain", self._last_moment())
+        if not any(child.booted for child in self.crew.children.values()):
+            self._refuse_orphans()  # else when a worker has left: each empties the queues of all
+
+    def _refuse_orphans(self) -> None:
+        """Slots without a worker listen no more."""
         for slot in range(self.slots):
-            if not self.crew.in_slot(slot):
-                self.listeners.refuse(slot)  # nobody is there to accept what it queues
+            if not any(child.booted for child in self.crew.in_slot(slot)):
+                self.listeners.refuse(slot)
 
     def _quit(self) -> None:
         self.machine.advance(SupervisorMove.STOP)
@@ -383,6 +397,7 @@ class Supervisor:
         elif self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             logger.info("removing worker %d", self.slots)
             self.slots -= 1
+            self._steering.aim(self.slots)
             self._start_at.pop(self.slots, None)
             children = self.crew.in_slot(self.slots)
             for child in children:

@@ -7,17 +7,20 @@ import errno
 import logging
 import socket
 import ssl
-import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from leanserve.bpf import drop_new_connections
 from leanserve.errors import RemoteProtocolError
+from leanserve.listeners import Listener
 from leanserve.settings import Settings
 
 if TYPE_CHECKING:
     from leanserve.worker.proxied import ProxiedDoor
+    from leanserve.worker.wakeups import Wakeups
 
 __all__ = ["Acceptor"]
 
@@ -43,6 +46,8 @@ class Acceptor:
             are the last ones.
         context: for TLS, or None.
         complain: called as a logger's method about peers that are refused before they are connections.
+        wakeups: our place among the workers that accept from the same queues, if there are others.
+        shared: how many of the listeners, the last ones, are theirs, too.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class Acceptor:
         listeners: Sequence[socket.socket],
         context: ssl.SSLContext | None,
         complain: Callable[..., None] = logger.info,
+        wakeups: Wakeups | None = None,
+        shared: int = 0,
     ) -> None:
         self._factory = factory
         self._backlog = settings.listen.backlog
@@ -62,6 +69,8 @@ class Acceptor:
         self._servers: list[asyncio.AbstractServer] = []
         self._adopting: set[asyncio.Task[None]] = set()
         self._complain = complain
+        self._wakeups = wakeups
+        self._own = len(self._listeners) - shared
         self._drain_idle_s = settings.drain.drain_idle_timeout
         self._door: ProxiedDoor | None = None
         if settings.proxy.proxy_protocol != "off":
@@ -78,23 +87,37 @@ class Acceptor:
 
     async def open(self) -> None:
         """Listen and accept. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        for listener in self._listeners:
+        opened = []
+        for index, listener in enumerate(self._listeners):
             listener.listen(self._backlog)
             if self._door is not None:
                 self._door.open(listener)
                 continue
             # The loop closes what it is given; the slot's socket has to outlive this worker.
             sock = listener.dup()
-            if sock.family == getattr(socket, "AF_UNIX", None):
-                server = await loop.create_unix_server(
-                    self._factory, sock=sock, backlog=self._backlog, **self._unix_extra(), **self._tls
-                )
-            else:
-                server = await loop.create_server(
-                    self._factory, sock=sock, backlog=self._backlog, **self._tls
-                )
-            self._servers.append(server)
+            self._servers.append(await self._serve(sock, is_shared=index >= self._own))
+            opened.append(sock.fileno())
+        if self._wakeups is not None:
+            await self._wakeups.begin(opened, self._take)
+
+    async def _serve(self, sock: socket.socket, *, is_shared: bool) -> asyncio.AbstractServer:
+        loop = asyncio.get_running_loop()
+        factory, backlog, fd, wakeups = self._factory, self._backlog, sock.fileno(), self._wakeups
+        if wakeups is not None and is_shared:
+
+            def factory() -> asyncio.Protocol:
+                wakeups.rotate(fd)
+                return self._factory()
+
+        if wakeups is not None and isinstance(loop, asyncio.SelectorEventLoop) and isinstance(sock, Listener):
+            # asyncio accepts that many at a wake-up; one that computes then keeps them from those who are
+            # idle.
+            sock.least_backlog, backlog = self._backlog, 1
+        if sock.family == getattr(socket, "AF_UNIX", None):
+            return await loop.create_unix_server(
+                factory, sock=sock, backlog=backlog, **self._unix_extra(), **self._tls
+            )
+        return await loop.create_server(factory, sock=sock, backlog=backlog, **self._tls)
 
     def _unix_extra(self) -> dict[str, Any]:
         # From Python 3.13 on both loops unlink the socket file when a unix server closes; it is not this
@@ -103,6 +126,8 @@ class Acceptor:
 
     def pause(self) -> None:
         """Accept no more; the kernel goes on queueing for whoever else holds the listeners."""
+        if self._wakeups is not None:
+            self._wakeups.close()
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -124,13 +149,19 @@ class Acceptor:
         sends them again a second later, and is then refused), handshakes under way get time to end, the
         queue is emptied, and only then the socket stops listening.
         """
+        if self._wakeups is not None and not keep:
+            self._wakeups.empty()
         self.pause()
         for _ in range(_ARRIVAL_TURNS):
             await asyncio.sleep(0)
         ours = self._listeners[: max(len(self._listeners) - max(keep, self._lent), 0)]
-        filtered = [_drop_new_connections(listener) for listener in ours]
+        filtered = False
+        for listener in ours:
+            with suppress(OSError):  # not TCP, or not on Linux
+                drop_new_connections(listener)
+                filtered = True
         self._empty(ours)
-        if any(filtered):
+        if filtered:
             await asyncio.sleep(_SETTLE_S)
             self._empty(ours)
         if self._door is not None:
@@ -177,29 +208,3 @@ class Acceptor:
         except asyncio.CancelledError:
             sock.close()
             raise
-
-
-# linux/filter.h: a classic BPF program on the TCP header: drop if SYN is set, else pass.
-_SO_ATTACH_FILTER = 26
-_SYN_FILTER = (
-    struct.pack("HBBI", 0x30, 0, 0, 13)  # ldb [13]: the flags
-    + struct.pack("HBBI", 0x45, 0, 1, 0x02)  # jset #SYN, next, next+1
-    + struct.pack("HBBI", 0x06, 0, 0, 0)  # ret #0: drop
-    + struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF)  # ret #-1: pass
-)
-
-
-def _drop_new_connections(listener: socket.socket) -> bool:
-    """Have the kernel drop SYNs to `listener`; False where that cannot be done."""
-    if sys.platform != "linux" or listener.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    import ctypes
-
-    program = ctypes.create_string_buffer(_SYN_FILTER)
-    fprog = struct.pack("HP", len(_SYN_FILTER) // 8, ctypes.addressof(program))
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
-    except OSError as error:
-        logger.debug("no SYN filter on the listener: %s", error)
-        return False
-    return True

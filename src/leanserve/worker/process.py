@@ -22,6 +22,7 @@ from leanserve.channel import DUMP_SIGNAL, Channel, WorkerSpec
 from leanserve.errors import BootFailed, SettingsError
 from leanserve.listeners import Listener
 from leanserve.scoreboard import Lane, Scoreboard
+from leanserve.worker.wakeups import Wakeups
 from leanserve.worker.worker import Worker
 
 __all__ = ["die_with_parent", "loop_factory", "main", "main_of_spawned", "prepare_signals"]
@@ -138,18 +139,27 @@ def _tell_full(channel: Channel) -> None:
     channel.send({"event": "full"})
 
 
+def _tell_wants(channel: Channel) -> None:
+    channel.send({"event": "wants"})
+
+
 async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
     channel = spec.channel
+    wakeups = Wakeups()
     worker = Worker(
         app,
         spec.settings,
         spec.listeners[spec.slot],
         on_full=lambda: _tell_full(channel),
+        on_wants=lambda: _tell_wants(channel),
         lane=lane,
         token_fds=spec.tokens,
+        wakeups=wakeups,
+        shared=spec.shared,
     )
-    await worker.start()
-    orders = _Orders(worker, channel)
+    orders = _Orders(worker, channel, wakeups)
+    await worker.start(orders.wait_turn)
+    orders.hear_signals()
     channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
     order = await orders.wait_stop()
     keep = {"leave": spec.shared, "retire": len(worker.listeners)}
@@ -159,17 +169,28 @@ async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
 class _Orders:
     """What the supervisor says, and that it is gone."""
 
-    def __init__(self, worker: Worker, channel: Channel) -> None:
+    def __init__(self, worker: Worker, channel: Channel, wakeups: Wakeups) -> None:
         self._worker = worker
         self._channel = channel
         self._loop = asyncio.get_running_loop()
+        self._turn: asyncio.Future[None] = self._loop.create_future()
         self._stop: asyncio.Future[str] = self._loop.create_future()
+        self._wakeups = wakeups
+        self._loop.add_reader(channel.fileno(), self._read)
+        threading.Thread(target=_end_with_parent, args=(channel.fileno(),), daemon=True).start()
+
+    async def wait_turn(self) -> None:
+        """Say that the application is up; wait for all slots to listen, in the order that steering counts
+        on."""
+        self._channel.send({"event": "loaded"})
+        await self._turn
+
+    def hear_signals(self) -> None:
+        """Until here SIGTERM had its default effect."""
         # Somebody meant this worker alone: its listeners stay for its successor.
         self._loop.add_signal_handler(
             signal.SIGTERM, self._loop.call_later, _ORDER_FOLLOWS_S, self._take, "retire"
         )
-        self._loop.add_reader(channel.fileno(), self._read)
-        threading.Thread(target=_end_with_parent, args=(channel.fileno(),), daemon=True).start()
 
     async def wait_stop(self) -> str:
         """Wait for the order to leave."""
@@ -181,6 +202,10 @@ class _Orders:
                 if "list" in message:
                     running = self._worker.list_running()
                     self._channel.send({"event": "running", "list": message["list"], "running": running})
+                elif "watch" in message:
+                    self._wakeups.watch(int(message["watch"]), message["fds"])
+                elif "look" in message:
+                    self._wakeups.look(int(message["look"]))
                 else:
                     self._take(str(message.get("order")))
         except EOFError:
@@ -189,6 +214,10 @@ class _Orders:
             self._loop.call_later(_ORPHAN_HURRY_S, self._worker.hurry)
 
     def _take(self, order: str) -> None:
+        if order == "open":
+            if not self._turn.done():
+                self._turn.set_result(None)
+            return
         if order == "hurry":
             self._worker.hurry()
         if not self._stop.done():

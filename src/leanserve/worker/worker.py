@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
 from socket import socket
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,6 +42,7 @@ from leanserve.worker.lifetime import Lifetime
 from leanserve.worker.memory import Trimmer, trim
 from leanserve.worker.probes import Probes
 from leanserve.worker.slots import make_slots
+from leanserve.worker.wakeups import Wakeups
 from leanserve.worker.watchdog import Watchdog
 
 __all__ = ["Worker", "WorkerMachine", "WorkerMove", "WorkerState"]
@@ -89,8 +90,11 @@ class Worker:
         settings: all settings.
         listeners: bound sockets; they stay the caller's to close.
         on_full: called once when ``limit_max_requests`` is reached.
+        on_wants: called when the application has said, to `lane`, whether it wants requests; in any thread.
         lane: where the counters go, if anybody reads them.
         token_fds: of the pool's tokens, when its workers share the limits of admission; needs `lane`.
+        wakeups: our place among the workers that accept from the same queues, if there are others.
+        shared: how many of the listeners, the last ones, are theirs, too.
     """
 
     def __init__(
@@ -100,8 +104,11 @@ class Worker:
         listeners: Sequence[socket],
         *,
         on_full: Callable[[], None] | None = None,
+        on_wants: Callable[[], None] | None = None,
         lane: Lane | None = None,
         token_fds: Sequence[tuple[int, int]] = (),
+        wakeups: Wakeups | None = None,
+        shared: int = 0,
     ) -> None:
         self.settings = settings
         self.listeners = list(listeners)
@@ -153,6 +160,12 @@ class Worker:
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._tls = build_context(settings.tls)
+        below = settings.listen.accept_below
+        self._wakeups = Wakeups() if wakeups is None and below is not None else wakeups
+        if self._wakeups is not None and below is not None:
+            self.app = self._wakeups.guard(self.app, below)
+        self._on_wants = on_wants
+        self._shared = shared
 
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
@@ -178,8 +191,11 @@ class Worker:
 
     # Life
 
-    async def start(self) -> None:
+    async def start(self, wait_turn: Callable[[], Awaitable[object]] | None = None) -> None:
         """Run the lifespan startup, then listen and accept.
+
+        Args:
+            wait_turn: called between the two: somebody else decides when it is time to listen.
 
         Raises:
             BootFailed: the application failed to start.
@@ -197,9 +213,12 @@ class Worker:
                 self.machine.advance(WorkerMove.STOP)
         self.hangups = make_watch(self.loop)
         self._acceptor = Acceptor(
-            self._new_connection, self.settings, self.listeners, self._tls, self._complaints.add
-        )
+            self._new_connection, self.settings, self.listeners, self._tls, self._complaints.add,
+            wakeups=self._wakeups, shared=self._shared,
+        )  # fmt: skip
         self.default_headers = self._make_headers(int(time.time()))
+        if wait_turn is not None:
+            await wait_turn()
         try:
             await self._acceptor.open()
         except OSError:
@@ -356,15 +375,20 @@ class Worker:
     def set_ready(self, ready: bool, reason: str = "") -> None:
         """The ASGI extension ``leanserve.worker``: whether the application of this worker wants requests.
 
-        Requests that come are served all the same; those who steer them are told. Any thread may call it.
+        New connections go to other workers while one of them wants some; requests that come all the same are
+        served. Any thread may call it.
 
         Args:
             ready: a worker is, until somebody says no.
             reason: why not, in a few words: it stands in the answer of `ready_path`.
         """
         self._app_says_no = "" if ready else str(reason) or "the application says so"
+        if self._wakeups is not None:
+            self._wakeups.is_willing = ready
         if self.lane is not None:
             self.lane.tell_app_ready(ready)
+            if self._on_wants is not None:
+                self._on_wants()
 
     def _why_not_ready(self) -> str:
         state = self.machine.state

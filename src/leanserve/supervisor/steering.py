@@ -1,0 +1,114 @@
+"""Who gets new connections: the listeners of workers that are ready, and workers that have time.
+
+The kernel chooses among the listeners of a port (a BPF program says which), and among the workers that wait
+for one of them (worker/wakeups.py). Both have to be told who is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+
+from leanserve.bpf import choose_listener
+from leanserve.listeners import Listeners
+from leanserve.supervisor.child import Child, ChildState
+from leanserve.supervisor.crew import Crew
+
+__all__ = ["Steering"]
+
+logger = logging.getLogger("leanserve")
+
+
+class Steering:
+    """Keeps kernel and workers informed.
+
+    Args:
+        listeners: the sockets of all slots.
+        crew: the workers.
+        backlog: connections that each listener may queue.
+    """
+
+    def __init__(self, listeners: Listeners, crew: Crew, backlog: int) -> None:
+        self._listeners = listeners
+        self._crew = crew
+        self._backlog = backlog
+        # By port, in the kernel's order; None when it will not be steered.
+        self._groups: list[list[socket.socket]] | None = [[] for _ in range(listeners.ports)]
+        self._aim: list[list[int]] = []
+
+    def let_listen(self, child: Child, slots: int) -> None:
+        """A worker is up: all slots begin to listen, one after the other, and it may accept.
+
+        Not only its own: a connection to a slot whose worker still loads its model goes to those who are
+        ready.
+        """
+        for slot in range(slots):
+            for port, listener in enumerate(self._listeners.sockets(slot)):
+                is_own = port < self._listeners.ports
+                if not _listens(listener):
+                    with contextlib.suppress(OSError):  # the worker meets the same error, and tells it
+                        listener.listen(self._backlog)
+                        if is_own and self._groups is not None:
+                            self._groups[port].append(listener)
+        child.channel.send({"order": "open"})
+
+    def introduce(self, child: Child, slots: int) -> None:
+        """A worker accepts: it waits for the queues of its siblings, and they stand behind it in its own."""
+        for slot in range(slots):
+            if slot != child.slot:
+                self._watch(child, slot)
+        for other in self._crew.children.values():
+            if other.state is ChildState.READY and other.slot != child.slot:
+                self._watch(other, child.slot)
+
+    def _watch(self, child: Child, slot: int) -> None:
+        own = [sock.fileno() for sock in self._listeners.sockets(slot)[: self._listeners.ports]]
+        if own:
+            child.channel.send({"watch": slot}, own)
+
+    def note_death(self, child: Child) -> None:
+        """What its slot has queued is the siblings'."""
+        for other in self._crew.children.values():
+            if other.state is ChildState.READY and other.slot != child.slot:
+                other.channel.send({"look": child.slot})
+
+    def aim(self, slots: int) -> None:
+        """Have the kernel choose among the slots that want connections. Cheap when nothing has changed."""
+        if not self._groups or not all(self._groups):
+            return
+        wanted = [slot for slot in range(slots) if self._wants(slot)] or range(slots)
+        aim = []
+        for port, group in enumerate(self._groups):
+            _settle(group)
+            listeners = [self._listeners.sockets(slot)[port] for slot in wanted]
+            aim.append([group.index(each) for each in listeners if each in group])
+        if aim == self._aim:
+            return
+        self._aim = aim
+        try:
+            for group, places in zip(self._groups, aim, strict=True):
+                choose_listener(group[0], places)
+        except OSError as error:
+            logger.warning("new connections are not steered to workers that are ready: %s", error)
+            self._groups = None
+
+    def _wants(self, slot: int) -> bool:
+        for child in self._crew.in_slot(slot):
+            if child.state is ChildState.READY:
+                record = self._crew.record(child)
+                return record is None or not record.app_not_ready
+        return False
+
+
+def _listens(sock: socket.socket) -> bool:
+    return sock.fileno() >= 0 and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
+
+
+def _settle(group: list[socket.socket]) -> None:
+    """As the kernel does: the last takes the place of one that has ceased to listen."""
+    for place in range(len(group) - 1, -1, -1):
+        if not _listens(group[place]):
+            last = group.pop()
+            if place < len(group):
+                group[place] = last
