@@ -14,6 +14,7 @@ TYPE_CHECKING = False  # type checkers take it for typing's, which would be most
 if TYPE_CHECKING:
     from leanserve.server import Server
     from leanserve.settings import Settings
+    from leanserve.starting import extend_start
 
 __version__ = "0.1.0"
 
@@ -26,9 +27,12 @@ __all__ = [
     "Settings",
     "SettingsError",
     "__version__",
+    "extend_start",
 ]
 
-_LAZY = {"Server": "leanserve.server", "Settings": "leanserve.settings"}
+_LAZY = {
+    "Server": "leanserve.server", "Settings": "leanserve.settings", "extend_start": "leanserve.starting",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -312,6 +312,8 @@ def check_early(app: Any, settings: Settings) -> None:
         raise SettingsError("reload and start_method=spawn need the application by name: 'module:attribute'")
     if settings.reload.reload and importlib.util.find_spec("watchfiles") is None:
         raise SettingsError("reload needs watchfiles: pip install 'leanserve[reload]'")
+    if settings.recycle.limit_max_gpu_memory is not None and importlib.util.find_spec("pynvml") is None:
+        raise SettingsError("limit_max_gpu_memory needs pynvml, to ask the driver: pip install nvidia-ml-py")
     if settings.worker.loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
         raise SettingsError("loop uvloop is not installed: pip install uvloop, or use --loop asyncio")
     if settings.tls.ssl_certfile is not None and settings.tls.ssl_context_factory is None:

@@ -33,8 +33,10 @@ __all__ = [
     "Option",
     "PoolSettings",
     "ProxySettings",
+    "RecycleSettings",
     "ReloadSettings",
     "RequestSettings",
+    "RollSettings",
     "Settings",
     "TimeoutSettings",
     "TlsSettings",
@@ -333,15 +335,51 @@ class WorkerSettings(Frozen):
     loop: str = option(
         "auto", "Event loop; auto is uvloop where it is installed.", choices=("auto", "uvloop", "asyncio")
     )
+    stall_limit: float | None = option(
+        1.0, "Log what blocks the event loop for longer than this, while it does; none looks for nothing.",
+        unit="seconds", minimum=0.1,
+    )
+
+
+class RecycleSettings(Frozen):
+    """Recycling"""
+
     limit_max_requests: int | None = option(
         None, "Replace a worker after this many requests, its successor ready first.", minimum=1
     )
     limit_max_requests_jitter: int = option(
-        0, "Add a random number up to this to the limit, so that workers do not leave together.", minimum=0
+        0, "Add a random number up to this to limit_max_requests, so that workers do not leave together.",
+        minimum=0,
     )
-    stall_limit: float | None = option(
-        1.0, "Log what blocks the event loop for longer than this, while it does; none looks for nothing.",
-        unit="seconds", minimum=0.1,
+    limit_max_age: float | None = option(
+        None, "Replace a worker that has lived for this long.", unit="seconds", minimum=1
+    )
+    limit_max_rss: int | None = option(
+        None, "Replace a worker whose resident memory is above this.", unit="bytes", minimum=1
+    )
+    limit_max_gpu_memory: int | None = option(
+        None, "Replace a worker that has more than this on all GPUs together; needs nvidia-ml-py.",
+        unit="bytes", minimum=1,
+    )
+    limit_jitter: float = option(
+        0.1, "Part of its limits of age and memory that a worker forgoes, at random up to this, so that "
+        "workers do not leave together.", minimum=0, maximum=0.9,
+    )
+
+
+class RollSettings(Frozen):
+    """Replacing workers"""
+
+    roll_strategy: str = option(
+        "start-first", "Whether the successor is ready before the old worker leaves, or begins after that.",
+        choices=("start-first", "stop-first"),
+    )
+    max_surge: int = option(
+        1, "Successors that may be under way at a time in a reload with start-first.", minimum=1
+    )
+    start_timeout: float | None = option(
+        None, "How long a worker may take to be ready, before its stacks are logged and it is ended; the "
+        "application may extend it; none: as long as it takes.", unit="seconds", minimum=0.1,
     )
 
 
@@ -349,8 +387,12 @@ class PoolSettings(Frozen):
     """Processes"""
 
     workers: int | str = option(
-        1, "Worker processes, or 'auto': CPU affinity and cgroup quota.",
+        1, "Worker processes, or 'auto': CPU affinity, cgroup quota, and memory with worker_memory.",
         choices=("auto",), minimum=1, environment=("WEB_CONCURRENCY",),
+    )
+    worker_memory: int | None = option(
+        None, "What one worker needs; 'auto' starts no more than fit into the cgroup's limit or the machine.",
+        unit="bytes", minimum=1,
     )
     env_file: str | None = option(
         None, "File of KEY=VALUE lines that are put into the environment before the workers start."
@@ -458,6 +500,8 @@ class Settings(Frozen):
     proxy: ProxySettings = field(default_factory=ProxySettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
+    recycle: RecycleSettings = field(default_factory=RecycleSettings)
+    roll: RollSettings = field(default_factory=RollSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     reload: ReloadSettings = field(default_factory=ReloadSettings)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leanserve.supervisor.cgroup import available_cpus, cpu_quota, oom_kills
+from leanserve.supervisor.cgroup import cpu_limits, cpu_quota, memory_limit, oom_kills
 
 
 def tree(folder: Path, proc: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -47,16 +47,34 @@ _SPLIT = "cpu,cpuacct/docker/x/cpu.cfs"
 def test_quotas(tmp_path: Path, proc: str, files: dict[str, str], quota: float | None) -> None:
     where = tree(tmp_path, proc, files)
     assert cpu_quota(*where) == quota
-    affinity = len(os.sched_getaffinity(0))
-    rounded_up = affinity if quota is None else int(-(-quota // 1))
-    assert available_cpus(*where) == max(1, min(affinity, rounded_up))
+    assert cpu_limits(*where) == (len(os.sched_getaffinity(0)), quota)
 
 
 def test_without_any(tmp_path: Path) -> None:
     nowhere = (tmp_path / "a", tmp_path / "b")
     assert cpu_quota(*nowhere) is None
     assert oom_kills(*nowhere) == 0
-    assert available_cpus(*nowhere) == len(os.sched_getaffinity(0))
+    assert cpu_limits(*nowhere) == (len(os.sched_getaffinity(0)), None)
+    assert memory_limit(*nowhere) == MACHINE
+
+
+MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("proc", "files", "limit"),
+    [
+        ("0::/a\n", {"a/memory.max": "1000000\n"}, 1_000_000),
+        ("0::/a\n", {"a/memory.max": "max\n"}, MACHINE),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "3000000\n"}, 3_000_000),
+        ("0::/a/b\n", {"a/b/memory.max": "2000000\n", "a/memory.max": "3000000\n"}, 2_000_000),
+        (V1, {"memory/docker/x/memory.limit_in_bytes": "4000000\n"}, 4_000_000),
+        (V1, {"memory/docker/x/memory.limit_in_bytes": "9223372036854771712\n"}, MACHINE),
+        ("0::/\n", {"memory.max": "nonsense\n"}, MACHINE),
+    ],
+)
+def test_memory_limits(tmp_path: Path, proc: str, files: dict[str, str], limit: int) -> None:
+    assert memory_limit(*tree(tmp_path, proc, files)) == limit
 
 
 @pytest.mark.parametrize(

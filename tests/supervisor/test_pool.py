@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 from leanserve.errors import SettingsError
 from leanserve.settings import PoolSettings
-from leanserve.supervisor.pool import Restarts, count_workers
+from leanserve.supervisor.pool import Restarts, count_auto, count_workers
 
 
 def restarts(**settings: float) -> Restarts:
@@ -16,17 +17,47 @@ def restarts(**settings: float) -> Restarts:
 
 
 def test_a_number_is_that_number() -> None:
-    assert count_workers(7) == 7
-    assert 1 <= count_workers("auto") <= len(os.sched_getaffinity(0))
+    assert count_workers(PoolSettings(workers=7)) == (7, "")
     with pytest.raises(SettingsError, match="257"):
-        count_workers(257)
+        count_workers(PoolSettings(workers=257))
+
+
+def test_auto_is_what_fits() -> None:
+    number, why = count_workers(PoolSettings(workers="auto"))
+    assert 1 <= number <= len(os.sched_getaffinity(0))
+    assert why.startswith(f"workers=auto is {number}: {len(os.sched_getaffinity(0))} CPU")
+    # Larger than any machine: one starts all the same, and may be killed for want of memory, which is told.
+    number, why = count_workers(PoolSettings(workers="auto", worker_memory=1 << 60))
+    assert number == 1
+    assert "MiB of memory for workers of 1099511627776 MiB" in why
+
+
+@pytest.mark.parametrize(
+    ("facts", "number", "why"),
+    [
+        ((8, None, None, None), 8, "8 CPUs by affinity"),
+        ((1, None, None, None), 1, "1 CPU by affinity"),
+        ((8, 2.5, None, None), 3, "8 CPUs by affinity, a quota of 2.5"),
+        ((8, 0.2, None, None), 1, "8 CPUs by affinity, a quota of 0.2"),
+        ((2, 4.0, None, None), 2, "2 CPUs by affinity, a quota of 4"),
+        ((8, 6.0, 16 << 30, 3 << 30), 5, "a quota of 6, 16384 MiB of memory for workers of 3072 MiB"),
+        ((8, None, 16 << 30, 1 << 30), 8, "16384 MiB of memory for workers of 1024 MiB"),
+        ((8, None, None, 1 << 30), 8, "8 CPUs by affinity"),
+        ((8, None, 1 << 30, None), 8, "8 CPUs by affinity"),
+        ((1000, None, None, None), 256, "1000 CPUs by affinity"),
+    ],
+)
+def test_auto_is_the_least_of_what_is_known(facts: tuple[Any, ...], number: int, why: str) -> None:
+    found, said = count_auto(*facts)
+    assert found == number
+    assert said.endswith(why)
 
 
 def test_auto_obeys_the_affinity() -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
-        assert count_workers("auto") == 1
+        assert count_workers(PoolSettings(workers="auto"))[0] == 1
     finally:
         os.sched_setaffinity(0, before)
 

@@ -25,6 +25,7 @@ Give an order to a running server, or ask it how it is.
 \b
 status      what /status says
 reload      replace all workers, one after the other, with new code (as SIGHUP)
+abort       end a reload: a successor that boots leaves, what is not replaced yet stays
 workers N   have N workers
 drain       finish what runs, then end (as SIGTERM)
 stop        drain, and wait for the end; with --now finish nothing
@@ -96,6 +97,10 @@ def _dump(client: Client, number: int, **_: Any) -> dict[str, Any]:
     return client.order("dump", number)
 
 
+def _abort(client: Client, _number: int, **_: Any) -> dict[str, Any]:
+    return client.order("abort")
+
+
 def _reload(client: Client, _number: int, *, wait: bool, timeout: float, **_: Any) -> dict[str, Any]:
     before = _pids(client.status())
     answer = client.order("reload")
@@ -133,6 +138,7 @@ def _stop(client: Client, _number: int, *, now: bool, timeout: float, **_: Any) 
 _ORDERS: dict[str, Any] = {
     "status": None,
     "reload": _reload,
+    "abort": _abort,
     "workers": _workers,
     "drain": _drain,
     "stop": _stop,

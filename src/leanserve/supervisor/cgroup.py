@@ -1,12 +1,11 @@
-"""What the control group of this process allows and has suffered (Linux; nothing elsewhere)."""
+"""What the control group of this process allows and has suffered (Linux; elsewhere the machine's limits)."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 
-__all__ = ["available_cpus", "cpu_quota", "oom_kills"]
+__all__ = ["cpu_limits", "cpu_quota", "memory_limit", "oom_kills"]
 
 # Texts and no pathlib, which would be a tenth of what the supervisor imports.
 _Path = str | os.PathLike[str]
@@ -14,19 +13,36 @@ _PROC = "/proc/self/cgroup"
 _ROOT = "/sys/fs/cgroup"
 
 
-def available_cpus(proc: _Path = _PROC, root: _Path = _ROOT) -> int:
-    """CPUs that are worth a worker each: the affinity, and no more than the quota rounded up."""
+def cpu_limits(proc: _Path = _PROC, root: _Path = _ROOT) -> tuple[int, float | None]:
+    """CPUs that this process may run on, and :func:`cpu_quota`."""
     if hasattr(os, "sched_getaffinity"):
         affinity = len(os.sched_getaffinity(0))
     else:
         affinity = os.cpu_count() or 1
-    quota = cpu_quota(proc, root)
-    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+    return affinity, cpu_quota(proc, root)
 
 
 def cpu_quota(proc: _Path = _PROC, root: _Path = _ROOT) -> float | None:
     """CPUs by quota: the tightest on the way from our group to the root, or None without one."""
     found = [quota for folder in _folders("cpu", proc, root) if (quota := _quota(folder)) is not None]
+    return min(found, default=None)
+
+
+def memory_limit(proc: _Path = _PROC, root: _Path = _ROOT) -> int | None:
+    """Bytes: the tightest limit on the way from our group to the root, and no more than the machine has.
+
+    None where nobody can say.
+    """
+    found = []
+    for folder in _folders("memory", proc, root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(os.path.join(folder, name)).strip()
+            if text.isdigit():  # "max" is none; that of version 1 is larger than any machine
+                found.append(int(text))
+    try:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        pass  # not on every platform
     return min(found, default=None)
 
 

@@ -29,6 +29,7 @@ class Orders:
             "drain": self._drain,
             "hurry": self._hurry,
             "dump": self._dump,
+            "abort": self._abort,
         }
 
     def obey(self, order: str, number: int) -> str:
@@ -43,6 +44,10 @@ class Orders:
         self._check_running()
         self._supervisor.roll_all()
         return f"replacing {self._supervisor.slots} workers, one after the other"
+
+    def _abort(self, _number: int) -> str:
+        self._check_running()
+        return self._supervisor.roll.cancel()
 
     def _workers(self, number: int) -> str:
         self._check_running()

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 from collections import deque
+from math import ceil
 
 from leanserve.errors import SettingsError
 from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import PoolSettings
-from leanserve.supervisor.cgroup import available_cpus
+from leanserve.supervisor.cgroup import cpu_limits, memory_limit
 
-__all__ = ["Restarts", "count_workers"]
+__all__ = ["Restarts", "count_auto", "count_workers"]
 
 _FIRST_WAIT_S = 0.1
 
 
-def count_workers(workers: int | str) -> int:
-    """The number meant by the setting; "auto" is the CPUs that this process may use.
+def count_workers(settings: PoolSettings) -> tuple[int, str]:
+    """The number meant by ``workers``, and where "auto" has it from ("" for a plain number).
+
+    "auto" is a worker for each CPU that this process may use, and no more than its memory has room for.
 
     Raises:
         SettingsError: more than the scoreboard has room for.
     """
-    number = workers if isinstance(workers, int) else available_cpus()
-    if number > MAX_SLOTS:
-        raise SettingsError(f"workers: {number} is more than the {MAX_SLOTS} that one server can have")
-    return number
+    if not isinstance(settings.workers, int):
+        memory = None if settings.worker_memory is None else memory_limit()
+        return count_auto(*cpu_limits(), memory, settings.worker_memory)
+    if settings.workers > MAX_SLOTS:
+        raise SettingsError(
+            f"workers: {settings.workers} is more than the {MAX_SLOTS} that one server can have"
+        )
+    return settings.workers, ""
+
+
+def count_auto(
+    affinity: int, quota: float | None, limit_bytes: int | None, worker_bytes: int | None
+) -> tuple[int, str]:
+    """What "auto" is, and why; CPUs, and bytes of the whole and of one worker (None: not known)."""
+    bounds, why = [affinity, MAX_SLOTS], [f"{affinity} CPU{'' if affinity == 1 else 's'} by affinity"]
+    if quota is not None:
+        bounds.append(ceil(quota))
+        why.append(f"a quota of {quota:g}")
+    if worker_bytes is not None and limit_bytes is not None:
+        bounds.append(limit_bytes // worker_bytes)
+        why.append(f"{limit_bytes >> 20} MiB of memory for workers of {worker_bytes >> 20} MiB")
+    number = max(min(bounds), 1)
+    return number, f"workers=auto is {number}: {', '.join(why)}"
 
 
 class Restarts:

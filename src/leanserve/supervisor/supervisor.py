@@ -18,6 +18,7 @@ from leanserve.errors import SettingsError
 from leanserve.listeners import open_listeners
 from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import ReloadSettings, Settings
+from leanserve.supervisor.budget import StartBudget
 from leanserve.supervisor.cgroup import oom_kills
 from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
 from leanserve.supervisor.control import Control
@@ -63,7 +64,7 @@ class Supervisor:
     def __init__(self, app: Any, settings: Settings, *, entry: str = "leanserve.worker.process:main") -> None:
         self.settings = settings
         self.machine = SupervisorMachine()
-        self.slots = count_workers(settings.pool.workers)
+        self.slots, self._slots_why = count_workers(settings.pool)
         self.listeners = open_listeners(settings.listen, self.slots)
         self._signals = SignalQueue()
         self.crew = Crew(app, settings, self.listeners, self._signals, entry)
@@ -76,8 +77,10 @@ class Supervisor:
         self._restarts = Restarts(settings.pool)
         self._selector = selectors.DefaultSelector()
         self._start_at: dict[int, float] = {}
-        self.roll = Roll(self.crew, self.machine, self._start)
+        self.roll = Roll(settings.roll, self.crew, self.machine, self._start, self._last_moment)
+        self._budget = StartBudget(settings.roll, self.crew)
         self._watcher = _watch(settings.reload) if settings.reload.reload else None
+        self._orphans: set[int] = set()
         self._exit_code = 0
         self._oom_kills = oom_kills()
 
@@ -100,6 +103,8 @@ class Supervisor:
                 self._watcher.open()
                 self._selector.register(self._watcher, selectors.EVENT_READ)
             logger.info("starting %d worker%s, supervisor pid %d", *self._counted())
+            if self._slots_why:
+                logger.info("%s", self._slots_why)
             self.crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
             self._control.open(self._selector)
             for slot in range(self.slots):
@@ -142,7 +147,9 @@ class Supervisor:
             self._steering.aim(self.slots)
         now = time.monotonic()
         times = [child.kill_at_s for child in self.crew.children.values()]
-        next_time = min([*times, *self._start_at.values(), self._control.start_at_s])
+        next_time = min(
+            [*times, *self._start_at.values(), self._control.start_at_s, self._budget.next_s]
+        )
         timeout = None if next_time == inf else max(next_time - now, 0)
         ready = self._selector.select(timeout)
         for number in self._signals.take():
@@ -190,6 +197,7 @@ class Supervisor:
         for slot in [slot for slot, when in self._start_at.items() if when <= now]:
             del self._start_at[slot]
             self._start(slot)
+        self._budget.keep_time(now)
         self._control.keep_time(now)
 
     # Workers
@@ -201,8 +209,12 @@ class Supervisor:
             if self.machine.state is SupervisorState.BOOTING:
                 raise
             logger.error("cannot start a process for worker %d: %s", slot + 1, error.strerror)
-            self._start_at[slot] = time.monotonic() + _FORK_AGAIN_S
+            if self.crew.serving(slot):
+                self.roll.abort(slot)  # the old one goes on
+            else:
+                self._start_at[slot] = time.monotonic() + _FORK_AGAIN_S
             return
+        self._budget.begin(child)
         self._selector.register(child.channel, selectors.EVENT_READ, child)
         logger.debug("worker %s started", child)
 
@@ -225,8 +237,10 @@ class Supervisor:
                     child.error, child.trace = str(message.get("error")), str(message.get("trace"))
                 elif event == "running":
                     self._control.pass_on(child, message)
-                elif event == "full" and self.crew.serving(child.slot) == [child]:
-                    self.roll.replace(child.slot)
+                elif event == "extend":
+                    self._budget.extend(child, float(message.get("seconds", 0)))
+                elif event == "full":
+                    self.roll.renew(child)
         except EOFError:
             # Its end is known when it is reaped, not when its descriptor closes.
             self._forget(child)
@@ -237,6 +251,8 @@ class Supervisor:
 
     def _ready(self, child: Child, seconds: float) -> None:
         child.machine.advance(ChildMove.TOLD_READY)
+        if child.state is ChildState.READY:
+            self._budget.forget(child)
         logger.info("worker %s ready in %.2f s", child, seconds)
         if self.machine.state is SupervisorState.BOOTING:
             self._announce()
@@ -247,6 +263,7 @@ class Supervisor:
         if child.state is ChildState.READY and self._lives(child):
             for older in self._older(child):
                 older.retire("retire", self._last_moment(older))
+            self.roll.next()
 
     def _reap(self) -> None:
         self._control.reap()
@@ -254,7 +271,7 @@ class Supervisor:
             self._hear(child)  # its last words
             self._forget(child)
             self._control.note_death(child.pid)
-            state = child.state
+            state = ChildState.STARTING if self._budget.forget(child) else child.state
             child.bury()
             self._steering.note_death(child)
             self._ended(child, state, code)
@@ -266,7 +283,8 @@ class Supervisor:
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
             logger.debug("worker %s has left (%s)", child, describe_exit(code))
-            self._refuse_orphans()
+            if child.booted:
+                self._refuse_orphans()
         elif state >= ChildState.RETIRING:
             logger.info("worker %s has left", child)
             waits = child.slot in self._start_at  # its successor has crashed
@@ -277,7 +295,7 @@ class Supervisor:
             why = child.describe_end(code)
             logger.error("replacement of worker %d failed, the old one goes on: %s", child.slot + 1, why)
             self._log_trace(child)
-            self.roll.abort()
+            self.roll.abort(child.slot)
         else:
             self._crashed(child, state, code)
 
@@ -304,9 +322,7 @@ class Supervisor:
             self.stop()
         elif not self.crew.serving(child.slot):
             self._start_at[child.slot] = now + wait
-        if any(each.generation < child.generation for each in self.crew.in_slot(child.slot)):
-            self.roll.abort()  # its predecessor has hardly left: what comes next would die as well
-        self.roll.next()
+        self.roll.note_crash(child)
 
     def _log_trace(self, child: Child) -> None:
         if child.trace:
@@ -348,6 +364,11 @@ class Supervisor:
             logger.info("stopping: what runs gets up to %g s to finish; a second signal hurries", limit)
         self._start_at.clear()
         self.roll.clear()
+        if not again:
+            accepting = {child.slot for child in self.crew.children.values() if child.state is ChildState.READY}
+            self._orphans = set(range(self.slots)) - accepting
+            if not accepting:
+                self._refuse_orphans()  # else when a worker has left: each empties the queues of all
         for child in self.crew.children.values():
             if child.state is ChildState.STARTING:
                 child.retire("drain", time.monotonic() + _BOOT_GRACE_S)
@@ -355,14 +376,11 @@ class Supervisor:
                 child.retire("hurry", time.monotonic() + _HURRY_S)
             else:
                 child.retire("drain", self._last_moment())
-        if not any(child.booted for child in self.crew.children.values()):
-            self._refuse_orphans()  # else when a worker has left: each empties the queues of all
 
     def _refuse_orphans(self) -> None:
-        """Slots without a worker listen no more."""
-        for slot in range(self.slots):
-            if not any(child.booted for child in self.crew.in_slot(slot)):
-                self.listeners.refuse(slot)
+        """Slots that nobody accepts from listen no more."""
+        while self._orphans:
+            self.listeners.refuse(self._orphans.pop())
 
     def _quit(self) -> None:
         self.machine.advance(SupervisorMove.STOP)
@@ -409,6 +427,7 @@ class Supervisor:
                 child.listeners = self.listeners.detach_slot(self.slots)
             self.listeners.refuse(self.slots)
             self.listeners.close_slot(self.slots)
+            self.roll.forget(self.slots)
 
 
 def _watch(settings: ReloadSettings) -> Watcher:

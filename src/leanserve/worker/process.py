@@ -22,6 +22,7 @@ from leanserve.channel import DUMP_SIGNAL, Channel, WorkerSpec
 from leanserve.errors import BootFailed, SettingsError
 from leanserve.listeners import Listener
 from leanserve.scoreboard import Lane, Scoreboard
+from leanserve.starting import tell_with
 from leanserve.worker.wakeups import Wakeups
 from leanserve.worker.worker import Worker
 
@@ -57,6 +58,7 @@ def main(spec: WorkerSpec) -> int:
         lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
         lane.begin(os.getpid(), spec.generation)  # behind the signal: who is on the board can be asked
     try:
+        tell_with(lambda seconds: spec.channel.send({"event": "extend", "seconds": seconds}))
         app = load_app(spec.app, spec.settings.load)
         with asyncio.Runner(loop_factory=loop_factory(spec.settings.worker.loop)) as runner:
             runner.run(_serve(spec, app, lane))

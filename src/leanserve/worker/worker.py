@@ -26,6 +26,7 @@ from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
 from leanserve.protocol.responses import DefaultHeaders, check_headers
 from leanserve.scoreboard import Lane, WorkerState
 from leanserve.settings import Settings
+from leanserve.starting import extend_start
 from leanserve.tally import Tally
 from leanserve.transport.closing import ClosingConnection
 from leanserve.transport.connection import Connection
@@ -38,7 +39,7 @@ from leanserve.worker.access_log import AccessLog
 from leanserve.worker.admission import Admission
 from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
-from leanserve.worker.lifetime import Lifetime
+from leanserve.worker.lifetime import Lifetime, has_end
 from leanserve.worker.memory import Trimmer, trim
 from leanserve.worker.probes import Probes
 from leanserve.worker.slots import make_slots
@@ -89,7 +90,7 @@ class Worker:
         app: an ASGI 3 callable (asgi.interfaces.load_app makes one of anything).
         settings: all settings.
         listeners: bound sockets; they stay the caller's to close.
-        on_full: called once when ``limit_max_requests`` is reached.
+        on_full: called when it has reached one of its limits, and again while it goes on beyond that.
         on_wants: called when the application has said, to `lane`, whether it wants requests; in any thread.
         lane: where the counters go, if anybody reads them.
         token_fds: of the pool's tokens, when its workers share the limits of admission; needs `lane`.
@@ -115,8 +116,9 @@ class Worker:
         self.machine = WorkerMachine()
         self.shutdown = {"event": asyncio.Event()}
         self.extensions: dict[str, dict[str, Any]] = {
-            "leanserve.worker": {"set_ready": self.set_ready}, "leanserve.shutdown": self.shutdown,
-        }  # fmt: skip
+            "leanserve.worker": {"set_ready": self.set_ready, "extend_start": extend_start},
+            "leanserve.shutdown": self.shutdown,
+        }
         self.lifespan = Lifespan(app, settings.load, self.extensions)
         self.proxies = (
             TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
@@ -148,8 +150,7 @@ class Worker:
                 settings.admission, slots, places, root_path=self.root_path, on_refused=self._count_refused
             )
         self.app = app if self._admission is None else self._admission.guard(app)
-        ends = settings.worker.limit_max_requests is not None
-        self._lifetime = Lifetime(settings.worker, on_full) if ends else None
+        self._lifetime = Lifetime(settings.recycle, on_full) if has_end(settings.recycle) else None
         admin = settings.admin
         self._probes = Probes(admin, self._why_not_ready) if admin.health_path or admin.ready_path else None
         limit = settings.worker.stall_limit
@@ -331,6 +332,8 @@ class Worker:
             self.lane.tell_lag(max(beat_ns - self._tick_due_ns, 0))
             self._tell_counts(self.lane)
         self._tell_fastpath()
+        if self._lifetime is not None:
+            self._lifetime.look(time.monotonic())
         self._trimmer.look(len(self.connections) + len(self._handshaking), self.loop.time())
         # A little late rather than early: loops keep time in milliseconds.
         wait_s = 1.002 - now % 1
