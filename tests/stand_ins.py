@@ -178,6 +178,42 @@ def slow_successor(spec: WorkerSpec) -> int:
     return slow_boot(spec) if spec.generation else obey(spec)
 
 
+def stuck_successor(spec: WorkerSpec) -> int:
+    """The same, and it hears no signal meanwhile."""
+    return stuck_boot(spec) if spec.generation else obey(spec)
+
+
+def slow_second_successor(spec: WorkerSpec) -> int:
+    """In slot 1 the successor takes for ever."""
+    return slow_successor(spec) if spec.slot else obey(spec)
+
+
+def fails_twice(spec: WorkerSpec) -> int:
+    """The two that follow the first cannot start."""
+    return fail(spec) if spec.generation in (1, 2) else obey(spec)
+
+
+def longer_than_planned(spec: WorkerSpec) -> int:
+    """Asks for more time, and uses it."""
+    spec.channel.send({"event": "extend", "seconds": 60.0})
+    spec.channel.send({"event": "extend", "seconds": 0.1})  # never takes away what was given
+    time.sleep(3.5)
+    return obey(spec)
+
+
+def all_full(spec: WorkerSpec) -> int:
+    """The first worker of every slot is full when all are ready, and its successor takes a moment."""
+    if spec.generation:
+        time.sleep(0.3)
+    say_ready(spec)
+    if not spec.generation:
+        time.sleep(0.5)
+        spec.channel.send({"event": "full"})
+    wait_order(spec)
+    note(spec, "left")
+    return 0
+
+
 def stubborn(spec: WorkerSpec) -> int:
     """Ready, and deaf from then on."""
     signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
@@ -300,7 +336,8 @@ BEHAVIOURS: dict[str, Callable[[WorkerSpec], int]] = {
         obey, fail, fail_settings, fail_later, killed_in_boot, ready_and_dead, ready_and_dead_later,
         dead_beside_the_old, leaves_orphans, failed_and_dead, slow_boot, stuck_boot, slow_successor,
         stubborn, slow_to_leave, slow_to_leave_and_dead, full, second_starts_late, late_successor, busy,
-        holds_tokens, broken_stdout,
+        holds_tokens, broken_stdout, stuck_successor, slow_second_successor, fails_twice,
+        longer_than_planned, all_full,
         no_stdout, bug, parent_modules,
     )
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import alive, wait_until
+from leanserve.admin.client import Client
 from supervised import Supervised
 
 Lab = Callable[..., Supervised]
@@ -20,6 +23,24 @@ Lab = Callable[..., Supervised]
 def lab(tmp_path: Path) -> Lab:
     """`with lab("obey", workers=2) as it:`"""
     return lambda app, **settings: Supervised(app, tmp_path, settings)
+
+
+def steps(it: Supervised, *events: str) -> list[tuple[str, int, int]]:
+    """What the stand-ins did, in order: event, slot, generation."""
+    rows = [line.split() for line in (it.folder / "journal").read_text().splitlines()]
+    return [(row[0], int(row[2]), int(row[3])) for row in rows if row[0] in events]
+
+
+def most_at_once(it: Supervised) -> int:
+    """The largest number of workers that lived together, as the supervisor's log has it."""
+    living = most = 0
+    for line in it.log.splitlines():
+        if " started" in line and "worker " in line and "admin" not in line:
+            living += 1
+        elif " has left" in line or " died: " in line:
+            living -= 1
+        most = max(most, living)
+    return most
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -160,4 +181,222 @@ def test_a_full_worker_gets_one_successor(lab: Lab) -> None:
         time.sleep(0.6)
         assert len(it.notes("started")) == 4
         assert len(it.pids()) == 2
+        assert it.stop() == 0
+
+
+# More than one at a time
+
+
+def test_as_many_at_a_time_as_may_be(lab: Lab) -> None:
+    with lab("late_successor", workers=5, max_surge=2) as it:
+        it.wait_ready(5)
+        it.send(signal.SIGHUP)
+        it.wait_notes("left", 5, 20)
+        it.wait_log("has left", 5)
+        assert most_at_once(it) == 7
+        begins = [slot for event, slot, generation in steps(it, "started") if generation]
+        assert sorted(begins) == [0, 1, 2, 3, 4]
+        assert it.stop() == 0
+
+
+def test_of_two_successors_one_fails(lab: Lab) -> None:
+    """The other one is finished, and nothing new is begun."""
+    with lab("fail_later", workers=4, max_surge=2) as it:
+        it.wait_ready(4)
+        before = it.pids()
+        it.send(signal.SIGHUP)
+        it.wait_log("the old one goes on", 2)
+        it.wait_log("2 more workers stay as they are")
+        assert it.pids() == before
+        assert len(it.notes("started")) == 6
+        assert it.stop() == 0
+
+
+# Stop first
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_stop_first(lab: Lab, workers: int) -> None:
+    with lab("late_successor", workers=workers, roll_strategy="stop-first", max_surge=3) as it:
+        it.wait_ready(workers)
+        it.send(signal.SIGHUP)
+        it.wait_ready(2 * workers)
+        done = steps(it, "order-retire", "left", "started", "ready")[2 * workers :]
+        names = ("order-retire", "left", "started", "ready")
+        assert done == [
+            (name, slot, names.index(name) // 2) for slot in range(workers) for name in names
+        ]
+        assert most_at_once(it) == workers
+        it.send(signal.SIGHUP)  # the roll before has come to its end
+        it.wait_ready(3 * workers)
+        assert it.stop() == 0
+
+
+def test_the_queue_of_a_slot_waits_for_its_successor(lab: Lab) -> None:
+    with lab("late_successor", roll_strategy="stop-first") as it:
+        it.wait_ready()
+        it.send(signal.SIGHUP)
+        it.wait_notes("left", 1)
+        for _ in range(20):
+            assert socket.create_connection(("127.0.0.1", it.port), 5).close() is None
+        assert len(it.notes("ready")) == 1  # they were taken by nobody but the kernel
+        it.wait_ready(2)
+        assert it.stop() == 0
+
+
+def test_stop_first_and_the_successor_fails(lab: Lab) -> None:
+    """There is no old one: it is tried again, and the others stay."""
+    with lab("fails_twice", workers=2, roll_strategy="stop-first") as it:
+        it.wait_ready(2)
+        (other,) = (note.pid for note in it.notes("ready") if note.slot == 1)
+        it.send(signal.SIGHUP)
+        it.wait_log("1 more workers stay as they are")
+        it.wait_ready(3)
+        assert [generation for _, slot, generation in steps(it, "started") if slot == 0] == [0, 1, 2, 3]
+        assert len(it.lines("died: no such model")) == 2
+        assert alive(other)
+        assert it.stop() == 0
+
+
+def test_stop_first_gives_up_by_the_restart_budget(lab: Lab) -> None:
+    with lab("fail_later", workers=2, roll_strategy="stop-first", restart_limit=3) as it:
+        it.wait_ready(2)
+        it.send(signal.SIGHUP)
+        assert it.wait_code() == 4
+    assert len(it.lines("died: no such model")) == 4
+
+
+def test_a_stop_while_a_slot_is_empty(lab: Lab) -> None:
+    with lab("slow_successor", workers=2, roll_strategy="stop-first") as it:
+        it.wait_ready(2)
+        it.send(signal.SIGHUP)
+        it.wait_notes("started", 3)
+        assert it.stop() == 0
+    assert len(it.notes("order-drain")) == 1
+
+
+def test_a_full_worker_stops_first_too(lab: Lab) -> None:
+    with lab("all_full", workers=2, roll_strategy="stop-first") as it:
+        it.wait_ready(4)
+        assert most_at_once(it) == 2
+        assert it.stop() == 0
+
+
+# Recycling
+
+
+def test_full_workers_are_replaced_one_at_a_time(lab: Lab) -> None:
+    """However many a reload may have under way: this is nobody's wish that is waited for."""
+    with lab("all_full", workers=4, max_surge=4) as it:
+        it.wait_ready(8)
+        it.wait_log("has left", 4)
+        assert most_at_once(it) == 5
+        assert len(it.notes("started")) == 8
+        assert it.stop() == 0
+
+
+def test_a_reload_replaces_those_that_wait_as_well(lab: Lab) -> None:
+    with lab("all_full", workers=4, max_surge=4) as it:
+        it.wait_ready(4)
+        it.wait_notes("started", 5)  # one is being renewed, three wait or will
+        it.send(signal.SIGHUP)
+        wait_until(
+            lambda: {note.generation for note in it.notes("ready") if note.pid in it.pids()} & {0} == set()
+            and len(it.pids()) == 4,
+            15, "all are replaced",
+        )  # fmt: skip
+        assert it.stop() == 0
+
+
+# The end of a roll before its time
+
+
+def test_a_stop_does_not_wait_for_a_successor_that_hears_nothing(lab: Lab) -> None:
+    with lab("stuck_successor", workers=2, drain_timeout=600) as it:
+        it.wait_ready(2)
+        it.send(signal.SIGHUP)
+        it.wait_notes("started", 3)
+        assert it.stop() == 0
+    assert len(it.notes("order-drain")) == 2
+
+
+def order(it: Supervised, folder: Path, name: str) -> str:
+    """Give an order; what it did."""
+    answer = Client(str(folder / f"{it.pid}.sock")).order(name)
+    assert answer["ok"], answer
+    text: str = answer["text"]
+    return text
+
+
+def test_abort(lab: Lab, runtime_directory: Path) -> None:
+    with lab("slow_second_successor", workers=4) as it:
+        it.wait_ready(4)
+        assert order(it, runtime_directory, "abort") == "no worker is being replaced"
+        old = {note.slot: note.pid for note in it.notes("ready")}
+        it.send(signal.SIGHUP)
+        it.wait_notes("started", 6)
+        hangs = it.notes("started")[5].pid
+        assert order(it, runtime_directory, "abort") == "3 workers not replaced"
+        assert order(it, runtime_directory, "abort") == "no worker is being replaced"
+        wait_until(lambda: not alive(hangs), 10, "the successor has left")
+        assert [alive(old[slot]) for slot in range(4)] == [False, True, True, True]
+        assert not it.lines("ERROR")
+        assert it.stop() == 0
+    assert len(it.notes("started")) == 6
+
+
+def test_abort_and_reload_at_once(lab: Lab, runtime_directory: Path) -> None:
+    """No third worker in a slot: the scoreboard has no record for one."""
+    with lab("stuck_successor", workers=2) as it:
+        it.wait_ready(2)
+        it.send(signal.SIGHUP)
+        it.wait_notes("started", 3)
+        order(it, runtime_directory, "abort")  # and it hears nothing before SIGKILL
+        it.send(signal.SIGHUP)
+        started = it.wait_notes("started", 4)
+        assert not alive(started[2].pid)
+        assert [(note.slot, note.lane) for note in started[2:]] == [(0, 1), (0, 1)]
+        assert it.stop() == 0
+
+
+def test_abort_leaves_an_only_worker_its_successor(lab: Lab, runtime_directory: Path) -> None:
+    with lab("late_successor", workers=2, roll_strategy="stop-first") as it:
+        it.wait_ready(2)
+        it.send(signal.SIGHUP)
+        it.wait_notes("started", 3)
+        assert order(it, runtime_directory, "abort") == "1 worker not replaced"
+        it.wait_ready(3)
+        assert [note.slot for note in it.notes("started")].count(1) == 1
+        it.send(signal.SIGHUP)
+        it.wait_ready(5)
+        assert it.stop() == 0
+
+
+def test_a_slot_removed_while_it_is_empty(lab: Lab) -> None:
+    with lab("slow_second_successor", workers=2, roll_strategy="stop-first") as it:
+        it.wait_ready(2)
+        it.send(signal.SIGHUP)
+        it.wait_notes("started", 4)  # slot 1 has nobody but the one that hangs
+        it.send(signal.SIGTTOU)
+        it.send(signal.SIGHUP)  # the roll before has come to its end
+        it.wait_ready(4)
+        wait_until(lambda: len(it.pids()) == 1, 10, "one is left")
+        assert it.stop() == 0
+
+
+def test_no_process_for_a_successor(lab: Lab) -> None:
+    """The kernel refuses a fork: the old one goes on, and so does the server."""
+    with lab("obey", workers=2) as it:
+        it.wait_ready(2)
+        before = it.pids()
+        limits = resource.prlimit(it.pid, resource.RLIMIT_NOFILE)
+        used = len(os.listdir(f"/proc/{it.pid}/fd"))
+        resource.prlimit(it.pid, resource.RLIMIT_NOFILE, (used, limits[1]))
+        it.send(signal.SIGHUP)
+        it.wait_log("cannot start a process for worker 1")
+        it.wait_log("1 more workers stay as they are")
+        resource.prlimit(it.pid, resource.RLIMIT_NOFILE, limits)
+        assert it.pids() == before
+        it.send(signal.SIGHUP)
+        it.wait_notes("left", 2)
         assert it.stop() == 0
