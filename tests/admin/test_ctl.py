@@ -80,6 +80,16 @@ def test_a_reload_that_fails_is_told(server: Supervised, ctl: Ctl, runtime_direc
     assert pids(server, runtime_directory) == before
 
 
+def test_abort_ends_a_reload(server: Supervised, ctl: Ctl, runtime_directory: Path) -> None:
+    before = pids(server, runtime_directory)
+    (server.folder / "served_app.py").write_text("import time\ntime.sleep(600)")
+    assert ctl("ctl", "reload")[0] == 0
+    wait_until(lambda: len(pids(server, runtime_directory)) == 3, 10, "a successor boots")
+    assert ctl("ctl", "abort") == (0, "2 workers not replaced\n")
+    assert ctl("ctl", "abort", "--json")[1] == '{"ok": true, "text": "no worker is being replaced"}\n'
+    wait_until(lambda: pids(server, runtime_directory) == before, 10, "the successor has left")
+
+
 def test_stop_waits_for_what_runs(server: Supervised, ctl: Ctl) -> None:
     with begin(server.port, "/wait?1") as running:
         wait_until(lambda: json.loads(ctl("ctl", "status", "--json")[1])["in_flight"] == 1, 10, "it runs")
@@ -135,6 +145,6 @@ def test_every_order_is_in_the_help(ctl: Ctl) -> None:
 
     text: Any = HELP.split("\b\n")[1].split("\n\n")[0]
     assert [line.split()[0] for line in text.splitlines()] == [
-        "status", "reload", "workers", "drain", "stop", "dump", "upgrade",
+        "status", "reload", "abort", "workers", "drain", "stop", "dump", "upgrade",
     ]
     assert set(_ORDERS) == {line.split()[0] for line in text.splitlines()}
