@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import select
 import signal
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from leanserve.channel import Channel, WorkerSpec
-from leanserve.scoreboard import Scoreboard
+from leanserve.scoreboard import Scoreboard, WorkerState
 
 NEVER_S = 600.0
 
@@ -214,6 +215,25 @@ def all_full(spec: WorkerSpec) -> int:
     return 0
 
 
+def hasty(spec: WorkerSpec) -> int:
+    """Boots for a moment, fails now and then, is full now and then, and leaves after a moment."""
+    lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
+    lane.begin(os.getpid(), spec.generation)
+    chance = random.Random(os.getpid())
+    if spec.generation:
+        time.sleep(chance.choice((0.0, 0.02, 0.1)))
+        if chance.random() < 0.1:
+            return fail(spec)
+    lane.enter(WorkerState.READY, time.monotonic_ns())
+    say_ready(spec)
+    if chance.random() < 0.2:
+        spec.channel.send({"event": "full"})
+    if wait_order(spec) == "retire":
+        time.sleep(chance.choice((0.0, 0.05)))
+    note(spec, "left")
+    return 0
+
+
 def stubborn(spec: WorkerSpec) -> int:
     """Ready, and deaf from then on."""
     signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
@@ -337,7 +357,7 @@ BEHAVIOURS: dict[str, Callable[[WorkerSpec], int]] = {
         dead_beside_the_old, leaves_orphans, failed_and_dead, slow_boot, stuck_boot, slow_successor,
         stubborn, slow_to_leave, slow_to_leave_and_dead, full, second_starts_late, late_successor, busy,
         holds_tokens, broken_stdout, stuck_successor, slow_second_successor, fails_twice,
-        longer_than_planned, all_full,
+        longer_than_planned, all_full, hasty,
         no_stdout, bug, parent_modules,
     )
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import re
 import resource
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -400,3 +404,47 @@ def test_no_process_for_a_successor(lab: Lab) -> None:
         it.send(signal.SIGHUP)
         it.wait_notes("left", 2)
         assert it.stop() == 0
+
+
+# Anything at any time
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("strategy", ["start-first", "stop-first"])
+def test_reloads_deaths_and_aborts_in_any_order(
+    lab: Lab, runtime_directory: Path, strategy: str, seed: int
+) -> None:
+    """Never a third worker in a slot, and in the end as many workers as there should be, and no roll."""
+    surge = {"roll_strategy": strategy, "max_surge": 2}
+    with lab("hasty", workers=3, **surge, restart_limit=10_000, restart_backoff_max=0.1) as it:
+        it.wait_ready(3)
+        chance = random.Random(seed)
+        client = Client(str(runtime_directory / f"{it.pid}.sock"))
+        for _ in range(60):
+            what = chance.choice(("reload", "reload", "abort", "kill", "more", "fewer", "wait"))
+            if what in ("reload", "abort"):
+                client.order(what)
+            elif what in ("more", "fewer"):
+                it.send(signal.SIGTTIN if what == "more" else signal.SIGTTOU)
+            elif what == "kill":
+                status = client.status()
+                if pids := [worker["pid"] for worker in status["workers"]]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(chance.choice(pids), signal.SIGKILL)
+            time.sleep(chance.choice((0.0, 0.01, 0.05)))
+        client.order("workers", 3)
+
+        def calm() -> bool:
+            status = client.status()
+            states = [worker["state"] for worker in status["workers"]]
+            return status["server"]["state"] == "running" and states == ["ready"] * 3
+
+        wait_until(calm, 20, f"three workers, and no roll; {client.status()}")
+        assert order(it, runtime_directory, "reload")  # and it can all begin again
+        wait_until(calm, 20, f"three workers, and no roll; {client.status()}")
+        assert it.stop() == 0
+    living: Counter[str] = Counter()
+    for line in it.log.splitlines():
+        if found := re.search(r"worker (\d+) .*(started|has left|died|failed)", line):
+            living[found[1]] += 1 if found[2] == "started" else -1
+            assert 0 <= living[found[1]] <= 2, line

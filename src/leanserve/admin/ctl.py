@@ -110,7 +110,7 @@ def _reload(client: Client, _number: int, *, wait: bool, timeout: float, **_: An
     while (status := client.status()) and before & _pids(status):
         still = still + 1 if status["server"]["state"] == "running" else 0
         if still > _STILL_LOOKS:
-            return {"ok": False, "text": "the old workers go on: their successors failed or left, as the log says"}
+            return {"ok": False, "text": "the old workers go on: see the log for their successors"}
         if time.monotonic() > end:
             return {"ok": False, "text": f"not all workers were replaced within {timeout:g} s"}
         time.sleep(_PAUSE_S)
