@@ -64,6 +64,7 @@ def listen(spec: WorkerSpec) -> None:
         os._exit(0)
     for sock in spec.listeners[spec.slot]:
         sock.listen(64)
+    note(spec, "listens")
 
 
 def wait_order(spec: WorkerSpec) -> str:

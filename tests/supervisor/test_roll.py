@@ -83,7 +83,7 @@ def test_a_successor_that_is_dead_when_its_word_is_read(lab: Lab) -> None:
         it.wait_ready(2)
         before = it.pids()
         it.send(signal.SIGHUP)
-        it.wait_notes("started", 3)
+        it.wait_notes("listens", 3)
         it.send(signal.SIGSTOP)
         dead = it.wait_notes("ready", 3)[2].pid
         wait_until(lambda: not alive(dead), 5, "the successor has died")

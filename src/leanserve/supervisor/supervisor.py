@@ -365,7 +365,8 @@ class Supervisor:
         self._start_at.clear()
         self.roll.clear()
         if not again:
-            accepting = {child.slot for child in self.crew.children.values() if child.state is ChildState.READY}
+            children = self.crew.children.values()
+            accepting = {child.slot for child in children if child.state is ChildState.READY}
             self._orphans = set(range(self.slots)) - accepting
             if not accepting:
                 self._refuse_orphans()  # else when a worker has left: each empties the queues of all
