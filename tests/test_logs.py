@@ -186,3 +186,22 @@ def test_a_level_above_info_silences_access_lines(capsys: pytest.CaptureFixture[
     out, _ = capsys.readouterr()
     assert "shown" in out
     assert "hidden" not in out
+
+
+def test_a_level_that_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    old = LogSettings(access_log=False)
+    logs.configure(old)
+    handlers = LIFE.handlers[:]
+    new = LogSettings(log_level="debug")
+    logs.adjust(old, new)
+    LIFE.debug("now shown")
+    ACCESS.info("GET / 200")
+    logs.adjust(new, LogSettings(log_level="error"))
+    LIFE.warning("not shown")
+    ACCESS.info("GET /again 200")
+    out, err = capsys.readouterr()
+    assert "now shown" in err
+    assert "not shown" not in err
+    assert "GET / 200" in out
+    assert "again" not in out
+    assert LIFE.handlers == handlers

@@ -86,8 +86,9 @@ class Channel:
     me), ``{"event": "wants"}`` (whether I want connections has changed, see the scoreboard).
     From the supervisor: ``{"order": "open"}`` (listen), ``{"order": "drain"}`` (finish, then leave; the
     listeners go too), ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order":
-    "retire"}`` (the same, but a successor holds all the listeners), ``{"order": "hurry"}``; and ``{"list":
-    7}``, whose answer is ``{"event": "running", "list": 7, "running": [...]}``: what is at work. ``{"watch":
+    "retire"}`` (the same, but a successor holds all the listeners), ``{"order": "hurry"}``;
+    ``{"set": {"log_level": "debug"}}`` (settings that have changed, and certificates are to be read again);
+    ``{"list": 7}``, whose answer is ``{"event": "running", "list": 7, "running": [...]}``: what is at work. ``{"watch":
     2}`` (wait for the queues of slot 2, behind everybody who does; its listeners come with the message),
     ``{"look": 2}`` (its worker has died).
 

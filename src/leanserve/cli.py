@@ -210,7 +210,13 @@ def _serve(app: str | None, **given: Any) -> int:
     resolved = _resolve(app, given)
     from leanserve.server import run_supervised
 
-    code: int = run_supervised(resolved.app, resolved.settings)
+    def reread() -> Settings:
+        fresh = _resolve(app, given)
+        if fresh.app != resolved.app:
+            raise SettingsError(f"another application needs a restart: {fresh.app} and not {resolved.app}")
+        return fresh.settings
+
+    code: int = run_supervised(resolved.app, resolved.settings, reread)
     return code
 
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from leanserve.errors import SettingsError
 from leanserve.settings import LogSettings
 
-__all__ = ["TRACE", "configure"]
+__all__ = ["TRACE", "adjust", "configure"]
 
 #: Below DEBUG: every protocol event (uvicorn users know the level).
 TRACE = 5
@@ -95,6 +95,17 @@ def configure(settings: LogSettings) -> None:
     access.disabled = not settings.access_log
     if settings.log_config is not None:
         _apply(settings.log_config)
+
+
+def adjust(old: LogSettings, new: LogSettings) -> None:
+    """Put a new level, and whether there are access lines, into effect; handlers and forms stay."""
+    access = logging.getLogger("leanserve.access")
+    if new.log_level != old.log_level:
+        level = logging.getLevelName(new.log_level.upper())
+        logging.getLogger("leanserve").setLevel(level)
+        access.setLevel(max(level, logging.INFO))
+    if new.access_log != old.access_log:
+        access.disabled = not new.access_log
 
 
 def _text(stream: TextIO, settings: LogSettings) -> logging.Formatter:

@@ -59,6 +59,8 @@ class _Word(IntEnum):
     # tokens of the pool that the worker in the lane holds
     SLOTS_HELD = 17
     PLACES_HELD = 18
+    # of the certificate that the worker in the lane shows, in seconds since 1970; 0: none, or not known
+    CERTIFICATE_EXPIRY_S = 24
     # gauges
     LOOP_LAG_NS = 32
     APP_NOT_READY = 33
@@ -70,6 +72,7 @@ class _Word(IntEnum):
 
 _GAUGES = (
     *range(_Word.REQUESTS), _Word.SLOTS_HELD, _Word.PLACES_HELD, _Word.LOOP_LAG_NS, _Word.APP_NOT_READY,
+    _Word.CERTIFICATE_EXPIRY_S,
 )  # fmt: skip
 
 
@@ -115,6 +118,7 @@ class Record(NamedTuple):
     Attributes:
         loop_lag_ns: how late the last tick of the event loop came; `loop_lag_total_ns` sums these up.
         app_not_ready: 1 while the application says that it should get no requests.
+        certificate_expiry_s: of the certificate that it shows, in seconds since 1970; 0: none, or not known.
         totals: what the worker has counted of its requests.
     """
 
@@ -143,6 +147,7 @@ class Record(NamedTuple):
     app_not_ready: int
     loop_lag_total_ns: int
     totals: Totals
+    certificate_expiry_s: int = 0
 
 
 class Lane:
@@ -199,6 +204,10 @@ class Lane:
     def tell_app_ready(self, ready: bool) -> None:
         """Whether the application wants requests."""
         self._words[self._base + _Word.APP_NOT_READY] = not ready
+
+    def tell_certificate(self, expiry_s: int) -> None:
+        """Until when our certificate is valid, in seconds since 1970."""
+        self._words[self._base + _Word.CERTIFICATE_EXPIRY_S] = expiry_s
 
     def request_started(self) -> None:
         """An exchange or a WebSocket began."""

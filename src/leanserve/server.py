@@ -20,7 +20,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from leanserve import logs
 from leanserve.envfile import load_env_file
 from leanserve.errors import BootFailed, LeanserveError, SettingsError
 from leanserve.listeners import FdAddress, Listeners, open_listeners, parse_address, parse_addresses
-from leanserve.settings import Settings
+from leanserve.settings import Settings, uses_tls
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,7 +72,7 @@ class Server:
         """The addresses as URLs; ``unix:PATH`` for unix sockets."""
         if self._listeners is None:
             return ()
-        return tuple(self._listeners.describe(tls=_uses_tls(self.settings)))
+        return tuple(self._listeners.describe(tls=uses_tls(self.settings.tls)))
 
     def statistics(self) -> dict[str, int]:
         """Counts of the worker in this process while it runs (``worker.Worker.statistics``): what is open and
@@ -268,8 +268,13 @@ class _Thread(threading.Thread):
             raise self._error
 
 
-def run_supervised(app: Any, settings: Settings) -> int:
+def run_supervised(app: Any, settings: Settings, reread: Callable[[], Settings] | None = None) -> int:
     """Serve with worker processes under the supervisor; the exit code of the command line.
+
+    Args:
+        app: as that of :class:`Server`.
+        settings: all settings.
+        reread: reads them again from where they came from; without, only files that they name are read again.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -280,7 +285,12 @@ def run_supervised(app: Any, settings: Settings) -> int:
     _warn(settings)
     from leanserve.supervisor.supervisor import Supervisor
 
-    return Supervisor(app, settings).run(then_exit=True)
+    def read_again() -> Settings:
+        fresh = settings if reread is None else reread()
+        check_early(app, fresh)
+        return fresh
+
+    return Supervisor(app, settings, reread=read_again).run(then_exit=True)
 
 
 def check_early(app: Any, settings: Settings) -> None:
@@ -333,10 +343,6 @@ def _warn(settings: Settings) -> None:
         if used and "*" in (part.strip() for part in getattr(proxy, name).split(",")):
             logger = logging.getLogger("leanserve")
             logger.warning("%s is '*': whoever can connect may say who the client is", name)
-
-
-def _uses_tls(settings: Settings) -> bool:
-    return settings.tls.ssl_certfile is not None or settings.tls.ssl_context_factory is not None
 
 
 def _use_uvloop(settings: Settings) -> bool:

@@ -43,6 +43,7 @@ __all__ = [
     "WebSocketSettings",
     "WorkerSettings",
     "options",
+    "uses_tls",
 ]
 
 
@@ -288,6 +289,11 @@ class TlsSettings(Frozen):
     )
 
 
+def uses_tls(settings: TlsSettings) -> bool:
+    """Whether the listeners speak TLS."""
+    return settings.ssl_certfile is not None or settings.ssl_context_factory is not None
+
+
 class ProxySettings(Frozen):
     """Proxies in front"""
 
@@ -398,6 +404,13 @@ class PoolSettings(Frozen):
         None, "File of KEY=VALUE lines that are put into the environment before the workers start."
     )
     start_method: str = option("fork", "How a worker process begins.", choices=("fork", "spawn"))
+    hang_limit: float | None = option(
+        None, "Replace a worker whose loop stands still for longer: stacks to the log, SIGTERM, and after "
+        "kill_grace SIGKILL; none: never.", unit="seconds", minimum=2,
+    )
+    reload_config_only: bool = option(
+        False, "SIGHUP reads the configuration and the certificates again, and replaces no worker."
+    )
     restart_limit: int = option(
         10, "Crashed workers within restart_window after which the server gives up with exit code 4.",
         minimum=1,

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from harness import Certificates
 from leanserve.admin.app import AdminApp
 from leanserve.scoreboard import Scoreboard, WorkerState
 from leanserve.settings import Settings
@@ -106,16 +105,20 @@ def test_what_runs(board: Scoreboard) -> None:
     ]
 
 
-@pytest.mark.parametrize("file", ["good", "broken", "missing"])
-def test_metrics(board: Scoreboard, file: str, certificates: Certificates, tmp_path: Path) -> None:
-    (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    path = certificates.certificate if file == "good" else tmp_path / file
-    (answer,), _ = ask(board, "GET /metrics", settings=Settings.build(ssl_certfile=str(path)))
+@pytest.mark.parametrize("expiries", [(), (0, 0), (2_000_000_000, 0), (2_000_000_000, 1_900_000_000)])
+def test_metrics(board: Scoreboard, expiries: tuple[int, ...]) -> None:
+    for slot, expiry in enumerate(expiries):
+        lane = board.lane(slot, 0)
+        if slot:
+            lane.begin(os.getpid() + slot, 0)
+        lane.tell_certificate(expiry)
+    (answer,), _ = ask(board, "GET /metrics")
     assert dict(answer.headers)[b"content-type"] == b"text/plain; version=0.0.4; charset=utf-8"
     lines = answer.body.decode().splitlines()
     assert 'leanserve_workers{state="ready"} 1' in lines
     expiry = [line for line in lines if line.startswith("leanserve_certificate_expiry_timestamp_seconds ")]
-    assert len(expiry) == (file == "good")
+    known = list(filter(None, expiries))
+    assert [float(line.split()[1]) for line in expiry] == ([min(known)] if known else [])
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from leanserve.errors import SettingsError
-from leanserve.settings import Settings, TlsSettings
-from leanserve.transport.tls import build_context, describe_tls, uses_tls
+from leanserve.settings import Settings, TlsSettings, uses_tls
+from leanserve.transport.tls import build_context, describe_tls
 from leanserve.worker.worker import Worker
 from served import GET, Client, eventually, hello, listener, run, serving, tls_client
 

@@ -703,8 +703,8 @@ UPGRADE = (
 
 
 def held(worker: Worker) -> tuple[int, int]:
-    assert worker._admission is not None
-    return worker._admission._slots.taken(), worker._admission._places.taken()
+    assert worker.admission is not None
+    return worker.admission._slots.taken(), worker.admission._places.taken()
 
 
 async def opened(worker: Worker, *requests: bytes) -> list[Client]:

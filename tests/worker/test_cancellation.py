@@ -834,7 +834,7 @@ def test_the_time_of_a_request_runs_while_it_waits_for_its_turn(loop: str) -> No
                 await second.send(get("second", "request-timeout: 0.2\r\n"))
                 assert (await second.read_one()).status == 504
                 await eventually(lambda: len(worker.running) == 1)
-                assert "0 waiting" in repr(worker._admission)
+                assert "0 waiting" in repr(worker.admission)
                 await second.send(get("third"))
                 await eventually(lambda: len(worker.running) == 2)
                 app.go_on.set()

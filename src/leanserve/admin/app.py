@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs
 
-from leanserve.admin.certificate import expiry_of
 from leanserve.admin.metrics import CONTENT_TYPE, Facts, write_metrics
 from leanserve.admin.status import Rates, build_status
 from leanserve.admin.view import Verdict, View, judge_live, judge_ready, judge_started, look
@@ -18,8 +16,6 @@ from leanserve.scoreboard import Scoreboard
 from leanserve.settings import Settings
 
 __all__ = ["AdminApp", "Supervised"]
-
-logger = logging.getLogger("leanserve")
 
 _TEXT, _JSON, _HTML = "text/plain; charset=utf-8", "application/json", "text/html; charset=utf-8"
 # The page brings all that it needs with it.
@@ -118,7 +114,8 @@ class AdminApp:
 
     def _metrics(self, _scope: Any) -> _Answer:
         view = self._look()
-        expiry = _read_expiry(self._settings.tls.ssl_certfile)
+        shown = [each.certificate_expiry_s for each in view.living if each.certificate_expiry_s]
+        expiry = float(min(shown)) if shown else None
         facts = Facts(view, view.totals, self._settings.admin, time.time(), expiry)
         return _Answer(200, CONTENT_TYPE, write_metrics(facts))
 
@@ -131,18 +128,6 @@ class AdminApp:
             return self._page(scope)
         status = build_status(self._look(), self._settings.admin, self._rates)
         return _Answer(200, _JSON, json.dumps(status) + "\n")
-
-
-def _read_expiry(path: str | None) -> float | None:
-    """Of the file as it is now: who replaces it sees whether it was the right one."""
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return expiry_of(file.read())
-    except (OSError, ValueError) as error:
-        logger.warning("cannot tell until when %s is valid: %s", path, error)
-        return None
 
 
 async def _send(send: Any, answer: _Answer) -> None:

@@ -24,7 +24,7 @@ Give an order to a running server, or ask it how it is.
 
 \b
 status      what /status says
-reload      replace all workers, one after the other, with new code (as SIGHUP)
+reload      replace all workers, one after the other, with new code (as SIGHUP); or --config-only
 abort       end a reload: a successor that boots leaves, what is not replaced yet stays
 workers N   have N workers
 drain       finish what runs, then end (as SIGTERM)
@@ -46,6 +46,7 @@ def build_ctl() -> click.Command:
             click.Option(["--socket", "path"], help="Its control socket, when it is in no usual place."),
             click.Option(["--json", "as_json"], is_flag=True, help="Answer in JSON."),
             click.Option(["--wait"], is_flag=True, help="reload: wait until the last worker is replaced."),
+            click.Option(["--config-only"], is_flag=True, help="reload: put configuration and certificates into effect as they are now, and replace no worker."),
             click.Option(["--now"], is_flag=True, help="stop: finish nothing."),
             click.Option(
                 ["--timeout"], type=click.FloatRange(0), default=600.0, show_default=True,
@@ -64,9 +65,9 @@ def _ctl(
         raise SettingsError("ctl workers needs a number")
     if number is not None and order not in ("workers", "dump"):
         raise SettingsError(f"ctl {order} takes no number")
-    for option, owner in (("wait", "reload"), ("now", "stop")):
+    for option, owner in (("wait", "reload"), ("config_only", "reload"), ("now", "stop")):
         if more[option] and order != owner:
-            raise SettingsError(f"--{option} is for ctl {owner}")
+            raise SettingsError(f"--{option.replace('_', '-')} is for ctl {owner}")
     if order == "upgrade":
         return _tell({"ok": False, "text": "upgrade is not there yet; reload brings new code"}, as_json)
     client = Client(find_server(pid, path))
@@ -101,7 +102,11 @@ def _abort(client: Client, _number: int, **_: Any) -> dict[str, Any]:
     return client.order("abort")
 
 
-def _reload(client: Client, _number: int, *, wait: bool, timeout: float, **_: Any) -> dict[str, Any]:
+def _reload(
+    client: Client, _number: int, *, wait: bool, config_only: bool, timeout: float, **_: Any
+) -> dict[str, Any]:
+    if config_only:
+        return client.order("config")
     before = _pids(client.status())
     answer = client.order("reload")
     if not wait or not answer["ok"]:

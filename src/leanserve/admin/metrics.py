@@ -22,7 +22,7 @@ class Facts(NamedTuple):
 
     Attributes:
         unix_time_s: now, in seconds since 1970.
-        certificate_expiry_s: of our certificate, in seconds since 1970; None without one.
+        certificate_expiry_s: the first of those that workers show, in seconds since 1970; or None.
     """
 
     view: View
@@ -168,7 +168,7 @@ METRICS = (
     Metric("app_ready", "gauge", "0 while the application of a worker wants no requests.",
            _per_worker(lambda _view, record: not record.app_not_ready)),
     Metric("fastpath_share", "gauge", "Part of the heads and frames that the fast path took.", _fastpath),
-    Metric("certificate_expiry_timestamp_seconds", "gauge", "Until when the certificate file is valid.",
+    Metric("certificate_expiry_timestamp_seconds", "gauge", "Until when the certificate in use is valid.",
            _expiry),
 )  # fmt: skip
 

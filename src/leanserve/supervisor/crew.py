@@ -53,6 +53,12 @@ class Crew:
         self._generations: dict[int, int] = {}
         self.leave_more: Callable[[], None] = lambda: None
 
+    def reconfigure(self, settings: Settings, in_place: dict[str, Any]) -> None:
+        """Have new workers begin with `settings`, and tell those that there are what changes in place."""
+        self._settings = settings
+        for child in self.children.values():
+            child.channel.send({"set": in_place})
+
     @property
     def restarts(self) -> int:
         """How many workers were started in a slot that had had one."""

@@ -25,6 +25,7 @@ class Orders:
         self._supervisor = supervisor
         self._known: dict[str, Callable[[int], str]] = {
             "reload": self._reload,
+            "config": self._config,
             "workers": self._workers,
             "drain": self._drain,
             "hurry": self._hurry,
@@ -44,6 +45,10 @@ class Orders:
         self._check_running()
         self._supervisor.roll_all()
         return f"replacing {self._supervisor.slots} workers, one after the other"
+
+    def _config(self, _number: int) -> str:
+        self._check_running()
+        return self._supervisor.reconfigure()
 
     def _abort(self, _number: int) -> str:
         self._check_running()

@@ -11,13 +11,14 @@ import os
 import selectors
 import signal
 import time
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from leanserve.errors import SettingsError
 from leanserve.listeners import open_listeners
 from leanserve.scoreboard import MAX_SLOTS
-from leanserve.settings import ReloadSettings, Settings
+from leanserve.settings import ReloadSettings, Settings, uses_tls
 from leanserve.supervisor.budget import StartBudget
 from leanserve.supervisor.cgroup import oom_kills
 from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
@@ -25,6 +26,7 @@ from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.orders import Orders
 from leanserve.supervisor.pool import Restarts, count_workers
+from leanserve.supervisor.reconfigure import reconfigure
 from leanserve.supervisor.roll import Roll
 from leanserve.supervisor.signals import SignalQueue
 from leanserve.supervisor.states import SupervisorMachine, SupervisorMove, SupervisorState
@@ -55,21 +57,27 @@ class Supervisor:
         app: ``module:attribute``, or the application itself when workers are forked.
         settings: all settings.
         entry: dotted name of what a worker process runs; resolved there, never here.
+        reread: reads the settings again and checks them.
 
     Raises:
         SettingsError: an address or the number of workers cannot be used.
         OSError: an address cannot be bound.
     """
 
-    def __init__(self, app: Any, settings: Settings, *, entry: str = "leanserve.worker.process:main") -> None:
+    def __init__(
+        self, app: Any, settings: Settings, *, entry: str = "leanserve.worker.process:main",
+        reread: Callable[[], Settings] | None = None,
+    ) -> None:  # fmt: skip
         self.settings = settings
+        self._reread = reread
         self.machine = SupervisorMachine()
         self.slots, self._slots_why = count_workers(settings.pool)
         self.listeners = open_listeners(settings.listen, self.slots)
         self._signals = SignalQueue()
         self.crew = Crew(app, settings, self.listeners, self._signals, entry)
         try:
-            self._control = Control(settings, self.crew, self.listeners.release, Orders(self).obey)
+            self._orders = Orders(self)
+            self._control = Control(settings, self.crew, self.listeners.release, self._orders.obey)
         except (SettingsError, OSError):
             self.listeners.close()
             raise
@@ -120,9 +128,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         """The addresses, once they are true: nothing listens before the first worker is ready."""
-        tls = self.settings.tls
-        uses_tls = tls.ssl_certfile is not None or tls.ssl_context_factory is not None
-        for url in self.listeners.describe(tls=uses_tls):
+        for url in self.listeners.describe(tls=uses_tls(self.settings.tls)):
             logger.info("listening on %s", url)
 
     def _close(self, *, then_exit: bool) -> None:
@@ -390,6 +396,20 @@ class Supervisor:
         for child in self.crew.children.values():
             child.kill()
 
+    def _hang_up(self) -> None:
+        if not self.settings.pool.reload_config_only:
+            self.roll_all()
+            return
+        try:
+            self._orders.obey("config", 0)
+        except ValueError as error:
+            logger.error("%s", error)
+
+    def reconfigure(self) -> str:
+        """Have the workers put into effect what has changed in the settings; what is done. Raises ValueError."""
+        self.settings, text = reconfigure(self.settings, self._reread, self.crew)
+        return text
+
     def roll_all(self) -> None:
         """Give every worker a successor."""
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
@@ -441,7 +461,7 @@ _HANDLERS = {
     "SIGTERM": Supervisor.stop,
     "SIGINT": Supervisor.stop,
     "SIGQUIT": Supervisor._quit,
-    "SIGHUP": Supervisor.roll_all,
+    "SIGHUP": Supervisor._hang_up,
     "SIGTTIN": Supervisor.add_worker,
     "SIGTTOU": Supervisor.remove_worker,
 }

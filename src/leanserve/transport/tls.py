@@ -9,7 +9,7 @@ from typing import Any
 from leanserve.errors import SettingsError
 from leanserve.settings import TlsSettings
 
-__all__ = ["build_context", "describe_tls", "uses_tls"]
+__all__ = ["build_context", "describe_tls", "hand_over"]
 
 _CERT_REQS = {
     "none": ssl.CERT_NONE, "0": ssl.CERT_NONE,
@@ -17,11 +17,6 @@ _CERT_REQS = {
     "required": ssl.CERT_REQUIRED, "2": ssl.CERT_REQUIRED,
 }  # fmt: skip
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-
-
-def uses_tls(settings: TlsSettings) -> bool:
-    """Whether the listeners speak TLS."""
-    return settings.ssl_certfile is not None or settings.ssl_context_factory is not None
 
 
 def build_context(settings: TlsSettings) -> ssl.SSLContext | None:
@@ -56,6 +51,23 @@ def build_context(settings: TlsSettings) -> ssl.SSLContext | None:
             # This one error of the ssl module has no attribute "reason".
             raise SettingsError(f"ssl_ciphers {settings.ssl_ciphers!r}: no such cipher") from error
     return context
+
+
+def hand_over(listening: ssl.SSLContext, newest: ssl.SSLContext) -> None:
+    """Let handshakes that begin on one context go on with the certificate and the authorities of another.
+
+    The loop keeps the context that it listens with. To load another pair into that one would leave the old
+    one beside it when the keys are of different kinds, and many clients would be shown it. What belongs to
+    the handshake itself (versions, whether clients are asked for a certificate) stays that of `listening`.
+    """
+    own = newest.sni_callback  # of a factory's: it goes on choosing
+
+    def choose(ssl_object: Any, name: Any, _context: ssl.SSLContext) -> int | None:
+        # Called for clients that name nobody, too: OpenSSL asks at every ClientHello.
+        ssl_object.context = newest
+        return None if own is None else own(ssl_object, name, newest)
+
+    listening.sni_callback = choose
 
 
 def _load_certificate(context: ssl.SSLContext, settings: TlsSettings) -> None:
@@ -114,7 +126,10 @@ def _call_factory(factory: Any) -> ssl.SSLContext:
             raise SettingsError(f"ssl_context_factory {module}:{attribute}: {error}") from error
     if not callable(factory):
         raise SettingsError(f"ssl_context_factory is {type(factory).__name__}, not a function")
-    context = factory()
+    try:
+        context = factory()
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
+        raise SettingsError(f"ssl_context_factory failed: {error!r}") from error
     if not isinstance(context, ssl.SSLContext):
         raise SettingsError(f"ssl_context_factory returned {type(context).__name__}, not an ssl.SSLContext")
     return context

@@ -63,6 +63,9 @@ class Admission:
         root_path: what stands in front of the paths of the application.
         on_refused: called with each request that is refused.
 
+    Attributes:
+        longest_wait_s: ``queue_timeout``, for those who begin to wait.
+
     What is promised: no more than the slots are at work and no more than the places wait, in all workers that
     share them; nobody is refused while a slot or a place is free; the application is not called for a client
     that has left the queue. Within a worker, who came first is first, or with ``fair_by`` the first of each
@@ -84,7 +87,7 @@ class Admission:
         self._places = places
         self._fair_by = settings.fair_by.lower().encode("latin-1") if settings.fair_by else b""
         self._exempt = {root_path + path for path in settings.limit_exempt if path}
-        self._longest_wait_s = settings.queue_timeout
+        self.longest_wait_s = settings.queue_timeout
         self._on_refused = on_refused
         self._queue: FairQueue[_Waiter] = FairQueue()
         self._waiters: dict[asyncio.Task[Any], _Waiter] = {}
@@ -184,8 +187,8 @@ class Admission:
         self._queue.add(key, waiter)
         self._slots.watch(self._admit)
         timer = None
-        if self._longest_wait_s is not None:
-            timer = loop.call_later(self._longest_wait_s, self._withdraw, waiter, _Outcome.REFUSED)
+        if self.longest_wait_s is not None:
+            timer = loop.call_later(self.longest_wait_s, self._withdraw, waiter, _Outcome.REFUSED)
         try:
             await waiter.ended
         except asyncio.CancelledError:

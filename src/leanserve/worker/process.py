@@ -201,7 +201,11 @@ class _Orders:
     def _read(self) -> None:
         try:
             for message in self._channel.receive():
-                if "list" in message:
+                if "set" in message:
+                    from leanserve.worker.reconfigure import reconfigure
+
+                    reconfigure(self._worker, message["set"])
+                elif "list" in message:
                     running = self._worker.list_running()
                     self._channel.send({"event": "running", "list": message["list"], "running": running})
                 elif "watch" in message:

@@ -141,15 +141,19 @@ class Worker:
         self.tally = Tally() if lane is not None and lane.watched else None
         self.connections: set[Connection] = set()
         self.running: set[Running] = set()
-        self.server_cert = _read_certificate(settings)
+        self.server_cert: str | None = None
+        if settings.tls.ssl_certfile is not None:
+            from leanserve.worker.reconfigure import tell_certificate
+
+            tell_certificate(self, settings.tls)
         self.limits_running = settings.admission.max_concurrent_requests is not None
-        self._admission: Admission | None = None
+        self.admission: Admission | None = None
         if self.limits_running:
             slots, places = make_slots(settings.admission, lane, token_fds)
-            self._admission = Admission(
+            self.admission = Admission(
                 settings.admission, slots, places, root_path=self.root_path, on_refused=self._count_refused
             )
-        self.app = app if self._admission is None else self._admission.guard(app)
+        self.app = app if self.admission is None else self.admission.guard(app)
         self._lifetime = Lifetime(settings.recycle, on_full) if has_end(settings.recycle) else None
         admin = settings.admin
         self._probes = Probes(admin, self._why_not_ready) if admin.health_path or admin.ready_path else None
@@ -160,7 +164,7 @@ class Worker:
         self._handshaking: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._tls = build_context(settings.tls)
+        self.tls = build_context(settings.tls)
         below = settings.listen.accept_below
         self._wakeups = Wakeups() if wakeups is None and below is not None else wakeups
         if self._wakeups is not None and below is not None:
@@ -214,7 +218,7 @@ class Worker:
                 self.machine.advance(WorkerMove.STOP)
         self.hangups = make_watch(self.loop)
         self._acceptor = Acceptor(
-            self._new_connection, self.settings, self.listeners, self._tls, self._complaints.add,
+            self._new_connection, self.settings, self.listeners, self.tls, self._complaints.add,
             wakeups=self._wakeups, shared=self._shared,
         )  # fmt: skip
         self.default_headers = self._make_headers(int(time.time()))
@@ -419,7 +423,7 @@ class Worker:
 
     def _new_connection(self, endpoints: Endpoints | None = None) -> Connection:
         connection = Connection(self, endpoints)
-        if self._tls is not None:
+        if self.tls is not None:
             self._handshaking.add(connection)
         return connection
 
@@ -448,7 +452,7 @@ class Worker:
 
     def connection_opened(self, connection: Connection) -> None:
         """A connection was accepted."""
-        if self._tls is not None:
+        if self.tls is not None:
             self._handshaking.discard(connection)
         self.connections.add(connection)
         if self.lane is not None:
@@ -477,8 +481,8 @@ class Worker:
 
     def client_left(self, exchange: Running) -> None:
         """The connection was lost before the response was complete: nobody waits for its turn."""
-        if self._admission is not None:
-            self._admission.leave(exchange.task)
+        if self.admission is not None:
+            self.admission.leave(exchange.task)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """The response has ended."""
@@ -519,18 +523,3 @@ def _parse_headers(lines: Sequence[str]) -> Headers:
         return check_headers(headers)
     except RuntimeError as error:
         raise SettingsError(f"header: {error}") from error
-
-
-def _read_certificate(settings: Settings) -> str | None:
-    """Our own certificate as PEM, for the ``tls`` extension."""
-    if settings.tls.ssl_certfile is None:
-        return None
-    try:
-        with open(settings.tls.ssl_certfile, encoding="ascii", errors="replace") as file:
-            text = file.read()
-    except OSError as error:
-        raise SettingsError(
-            f"cannot read ssl_certfile {settings.tls.ssl_certfile}: {error.strerror}"
-        ) from error
-    begin, end = text.find("-----BEGIN CERTIFICATE-----"), text.find("-----END CERTIFICATE-----")
-    return text[begin : end + 25] + "\n" if begin >= 0 and end >= 0 else None

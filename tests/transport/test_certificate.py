@@ -10,7 +10,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanserve.admin.certificate import expiry_of
+from leanserve.transport.certificate import expiry_of
 
 
 def issue(until: datetime.datetime) -> str:

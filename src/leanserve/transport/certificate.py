@@ -6,10 +6,16 @@ import calendar
 import ssl
 import time
 
-__all__ = ["expiry_of"]
+__all__ = ["expiry_of", "first_in"]
 
 _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+
+
+def first_in(text: str) -> str | None:
+    """The first certificate in a text, as PEM; None when there is none."""
+    begin, end = text.find(_BEGIN), text.find(_END)
+    return None if begin < 0 or end < begin else text[begin : end + len(_END)] + "\n"
 
 
 def expiry_of(pem: str) -> float:
@@ -18,10 +24,10 @@ def expiry_of(pem: str) -> float:
     Raises:
         ValueError: there is none, or it cannot be read.
     """
-    begin, end = pem.find(_BEGIN), pem.find(_END)
-    if begin < 0 or end < begin:
+    first = first_in(pem)
+    if first is None:
         raise ValueError("there is no certificate")
-    der = ssl.PEM_cert_to_DER_cert(pem[begin : end + len(_END)])
+    der = ssl.PEM_cert_to_DER_cert(first)
     try:
         return _not_after(der)
     except IndexError:
