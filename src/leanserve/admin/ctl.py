@@ -46,7 +46,10 @@ def build_ctl() -> click.Command:
             click.Option(["--socket", "path"], help="Its control socket, when it is in no usual place."),
             click.Option(["--json", "as_json"], is_flag=True, help="Answer in JSON."),
             click.Option(["--wait"], is_flag=True, help="reload: wait until the last worker is replaced."),
-            click.Option(["--config-only"], is_flag=True, help="reload: put configuration and certificates into effect as they are now, and replace no worker."),
+            click.Option(
+                ["--config-only"], is_flag=True,
+                help="reload: read configuration and certificates again, and replace no worker.",
+            ),
             click.Option(["--now"], is_flag=True, help="stop: finish nothing."),
             click.Option(
                 ["--timeout"], type=click.FloatRange(0), default=600.0, show_default=True,

@@ -18,7 +18,7 @@ from enum import IntEnum
 from math import inf
 from typing import Any, ClassVar
 
-from leanserve.channel import AdminSpec, Channel, WorkerSpec
+from leanserve.channel import DUMP_SIGNAL, AdminSpec, Channel, WorkerSpec
 from leanserve.errors import SettingsError
 from leanserve.machine import Machine
 from leanserve.supervisor.signals import HANDLED
@@ -40,9 +40,10 @@ class ChildState(IntEnum):
 
     STARTING = 0  # imports, loads, runs its lifespan startup
     READY = 1
-    RETIRING = 2  # told to finish and leave
-    KILLED = 3  # SIGKILL is sent
-    REAPED = 4  # its exit status is known
+    LATE = 2  # its loop stands still for longer than hang_limit: it is being ended, which is a crash
+    RETIRING = 3  # told to finish and leave
+    KILLED = 4  # SIGKILL is sent
+    REAPED = 5  # its exit status is known
 
 
 class ChildMove(IntEnum):
@@ -52,6 +53,7 @@ class ChildMove(IntEnum):
     RETIRE = 1
     KILL = 2
     REAP = 3
+    HANG = 4
 
 
 class ChildMachine(Machine[ChildState, ChildMove]):
@@ -68,6 +70,11 @@ class ChildMachine(Machine[ChildState, ChildMove]):
         (ChildState.READY, ChildMove.RETIRE): ChildState.RETIRING,
         (ChildState.READY, ChildMove.KILL): ChildState.KILLED,
         (ChildState.READY, ChildMove.REAP): ChildState.REAPED,
+        (ChildState.READY, ChildMove.HANG): ChildState.LATE,
+        (ChildState.LATE, ChildMove.TOLD_READY): ChildState.LATE,
+        (ChildState.LATE, ChildMove.RETIRE): ChildState.RETIRING,
+        (ChildState.LATE, ChildMove.KILL): ChildState.LATE,
+        (ChildState.LATE, ChildMove.REAP): ChildState.REAPED,
         (ChildState.RETIRING, ChildMove.TOLD_READY): ChildState.RETIRING,
         (ChildState.RETIRING, ChildMove.RETIRE): ChildState.RETIRING,
         (ChildState.RETIRING, ChildMove.KILL): ChildState.KILLED,
@@ -127,6 +134,15 @@ class Child:
         heard = self.channel.send({"order": order})
         if booting or not heard:  # an application may close descriptors that are not its own
             self.signal(signal.SIGTERM)
+
+    def end_late(self, limit_s: float, kill_at_s: float) -> None:
+        """Its loop stands still: have it write where, end it, and let it be a crash."""
+        self.machine.advance(ChildMove.HANG)
+        self.error = f"its loop stood still for more than {limit_s:g} s (hang_limit)"
+        self.kill_at_s = kill_at_s
+        if DUMP_SIGNAL:
+            self.signal(DUMP_SIGNAL)
+        self.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL: it had its time."""

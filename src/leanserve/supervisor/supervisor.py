@@ -24,6 +24,7 @@ from leanserve.supervisor.cgroup import oom_kills
 from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
 from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
+from leanserve.supervisor.hang import Hangs
 from leanserve.supervisor.orders import Orders
 from leanserve.supervisor.pool import Restarts, count_workers
 from leanserve.supervisor.reconfigure import reconfigure
@@ -83,6 +84,7 @@ class Supervisor:
             raise
         self._steering = Steering(self.listeners, self.crew, settings.listen.backlog)
         self._restarts = Restarts(settings.pool)
+        self._hangs = Hangs(self.crew)
         self._selector = selectors.DefaultSelector()
         self._start_at: dict[int, float] = {}
         self.roll = Roll(settings.roll, self.crew, self.machine, self._start, self._last_moment)
@@ -152,10 +154,9 @@ class Supervisor:
         if self.machine.state is not SupervisorState.STOPPING:
             self._steering.aim(self.slots)
         now = time.monotonic()
-        times = [child.kill_at_s for child in self.crew.children.values()]
-        next_time = min(
-            [*times, *self._start_at.values(), self._control.start_at_s, self._budget.next_s]
-        )
+        times = [self._control.start_at_s, self._budget.next_s, self._hangs.look_at_s]
+        times += [child.kill_at_s for child in self.crew.children.values()]
+        next_time = min([*times, *self._start_at.values()])
         timeout = None if next_time == inf else max(next_time - now, 0)
         ready = self._selector.select(timeout)
         for number in self._signals.take():
@@ -205,6 +206,7 @@ class Supervisor:
             self._start(slot)
         self._budget.keep_time(now)
         self._control.keep_time(now)
+        self._hangs.keep_time(now, self.settings)
 
     # Workers
 
