@@ -88,9 +88,9 @@ class Channel:
     listeners go too), ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order":
     "retire"}`` (the same, but a successor holds all the listeners), ``{"order": "hurry"}``;
     ``{"set": {"log_level": "debug"}}`` (settings that have changed, and certificates are to be read again);
-    ``{"list": 7}``, whose answer is ``{"event": "running", "list": 7, "running": [...]}``: what is at work. ``{"watch":
-    2}`` (wait for the queues of slot 2, behind everybody who does; its listeners come with the message),
-    ``{"look": 2}`` (its worker has died).
+    ``{"list": 7}``, whose answer is ``{"event": "running", "list": 7, "running": [...]}``: what is at work.
+    ``{"watch": 2}`` (wait for the queues of slot 2, behind everybody who does; its listeners come with the
+    message), ``{"look": 2}`` (its worker has died).
 
     From the admin process: ``{"ask": "workers", "id": 7, "number": 4}``; the answer is
     ``{"id": 7, "ok": true, "text": "..."}``. To it also ``{"dead": 4711}``: the pid of a worker that ended.

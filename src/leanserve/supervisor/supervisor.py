@@ -408,7 +408,8 @@ class Supervisor:
             logger.error("%s", error)
 
     def reconfigure(self) -> str:
-        """Have the workers put into effect what has changed in the settings; what is done. Raises ValueError."""
+        """Have the workers put into effect what has changed in the settings; what is done. Raises
+        ValueError."""
         self.settings, text = reconfigure(self.settings, self._reread, self.crew)
         return text
 
