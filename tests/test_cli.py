@@ -121,7 +121,7 @@ _SAMPLE = {"bool": "yes", "float": "2.5", "str": "/text", "tuple": "a,b"}
 _SPECIAL = {
     "ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header",
     "disconnect_policy",
-    "max_queue", "fair_by", "limit_exempt", "access_log_format", "request_id_header",
+    "max_queue", "fair_by", "worker_env", "limit_exempt", "access_log_format", "request_id_header",
 }  # fmt: skip
 
 
@@ -145,6 +145,7 @@ def test_precedence() -> None:
     assert parse(FORWARDED_ALLOW_IPS="10.0.0.0/8").proxy.forwarded_allow_ips == "10.0.0.0/8"
     assert parse(LEANSERVE_TIMEOUT_KEEP_ALIVE="9").timeouts.keep_alive_timeout == 9
     assert parse("--bind", "a:1", LEANSERVE_BIND="b:2").listen.bind == ("a:1",)
+    assert parse(LEANSERVE_WORKER_ENV="A=1,2;3\nB=4").pool.worker_env == ("A=1,2;3", "B=4")
     assert parse("--no-reload", LEANSERVE_RELOAD="1").reload.reload is False
     assert parse(LEANSERVE_PORT="").listen.port == 8000
     assert parse("--lifespan-shutdown-timeout", "none").load.lifespan_shutdown_timeout is None

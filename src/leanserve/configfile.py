@@ -124,9 +124,18 @@ def _value(item: Field[Any], value: Any) -> Any:
         raise SettingsError(f'write the digits in quotes, as in {item.name} = "660"')
     if "Mapping" in str(item.type) and isinstance(value, dict):
         return value
+    if facts.table and isinstance(value, dict):
+        value = [f"{name}={_joined(facts.table, name, values)}" for name, values in value.items()]
     if "Callable" in str(item.type) or "Mapping" in str(item.type):
         raise SettingsError("write a string")
     return check_value(item, value)
+
+
+def _joined(separator: str, name: str, values: Any) -> str:
+    parts = values if isinstance(values, list) else [values]
+    if not parts or not all(isinstance(part, str) and separator not in part for part in parts):
+        raise SettingsError(f'{name}: write texts without "{separator}", as in {name} = ["0", "1"]')
+    return separator.join(parts)
 
 
 def _hint(name: str, value: Any, known: Mapping[str, Any]) -> str:

@@ -71,6 +71,7 @@ class Option(Frozen):
         environment: further environment variables, asked after ``LEANSERVE_<NAME>``.
         separators: what stands between the values of a repeated option in an environment variable.
         secret: whether the value is never printed.
+        table: not "": a file may have a table of lists, ``NAME = ["A", "B"]``, whose values this joins.
     """
 
     help: str
@@ -83,6 +84,7 @@ class Option(Frozen):
     environment: tuple[str, ...] = ()
     separators: str = ",\n"
     secret: bool = False
+    table: str = ""
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:

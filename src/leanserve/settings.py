@@ -15,6 +15,7 @@ from typing import Any
 
 from leanserve.errors import SettingsError
 from leanserve.option import Frozen, Option, check_value, option
+from leanserve.workerenv import parse_worker_env
 
 #: The highest limit that can be counted over all processes of a pool (leanserve.tokens).
 MAX_TOKENS = 32768
@@ -403,6 +404,18 @@ class PoolSettings(Frozen):
     env_file: str | None = option(
         None, "File of KEY=VALUE lines that are put into the environment before the workers start."
     )
+    worker_env: tuple[str, ...] = option(
+        (), "NAME=A;B;C in the environment of the workers: A for the first, B for the second, in turns; "
+        "repeated.", separators="\n", table=";",
+    )
+    worker_kind: str = option(
+        "process", "What a worker is: a process, or a thread with an event loop in one process for all.",
+        choices=("process", "thread"),
+    )
+    preload: bool = option(
+        False, "Import the application once, in a process that the workers are forked from: they share its "
+        "memory (Linux)."
+    )
     start_method: str = option("fork", "How a worker process begins.", choices=("fork", "spawn"))
     hang_limit: float | None = option(
         None, "Replace a worker whose loop stands still for longer: stacks to the log, SIGTERM, and after "
@@ -592,6 +605,7 @@ def _check_together(settings: Settings) -> None:
         if not _PATH.fullmatch(path) or paths.count(path) > 1:
             raise SettingsError(f"health_path and ready_path must be two paths such as /health, not {path!r}")
     _check_log(settings.log)
+    _check_pool(settings)
     for line in settings.http.header:
         if not _HEADER.fullmatch(line):
             raise SettingsError(f"header must be NAME:VALUE without control characters, not {line!r}")
@@ -609,6 +623,19 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError(
             f"ssl_cert_reqs {tls.ssl_cert_reqs} needs ssl_ca_certs, to check client certificates against"
         )
+
+
+def _check_pool(settings: Settings) -> None:
+    pool = settings.pool
+    values = parse_worker_env(pool.worker_env)
+    if pool.worker_kind == "thread":
+        several = next((name for name, each in values.items() if len(each) > 1), None)
+        if several is not None:
+            raise SettingsError(f"worker_env {several}: threads have one environment, so write one value")
+    if pool.preload and pool.start_method != "fork":
+        raise SettingsError("preload needs start_method fork: a spawned worker shares no memory")
+    if pool.preload and settings.reload.reload:
+        raise SettingsError("preload and reload cannot stand together; reload is for development")
 
 
 def _check_log(settings: LogSettings) -> None:

@@ -22,6 +22,7 @@ from leanserve.channel import DUMP_SIGNAL, AdminSpec, Channel, WorkerSpec
 from leanserve.errors import SettingsError
 from leanserve.machine import Machine
 from leanserve.supervisor.signals import HANDLED
+from leanserve.workerenv import environment_of
 
 __all__ = [
     "Child",
@@ -263,7 +264,11 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
         inherited.update(fd for pair in spec.tokens for fd in pair)
         if spec.scoreboard_fd >= 0:
             inherited.add(spec.scoreboard_fd)
-        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=sorted(inherited))
+        # Before the interpreter: that and the C library read some variables when they start.
+        environment = os.environ | environment_of(spec.settings.pool.worker_env, spec.slot)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=sorted(inherited), env=environment
+        )
     process.returncode = 0  # the supervisor waits for the pid itself; Popen must not
     return process.pid
 

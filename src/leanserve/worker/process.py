@@ -25,6 +25,7 @@ from leanserve.scoreboard import Lane, Scoreboard
 from leanserve.starting import tell_with
 from leanserve.worker.wakeups import Wakeups
 from leanserve.worker.worker import Worker
+from leanserve.workerenv import environment_of
 
 __all__ = ["die_with_parent", "loop_factory", "main", "main_of_spawned", "prepare_signals"]
 
@@ -53,6 +54,7 @@ def main(spec: WorkerSpec) -> int:
     if not die_with_parent(spec.parent_pid):
         return _EXIT_BUG
     _answer_dump_signal()
+    os.environ.update(environment_of(spec.settings.pool.worker_env, spec.slot))
     lane = None
     if spec.scoreboard_fd >= 0:
         lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
