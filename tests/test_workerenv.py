@@ -1,4 +1,4 @@
-"""leanserve.workerenv: which worker gets which value, and that it has it before the application is imported."""
+"""leanserve.workerenv: which worker gets which value, and that the application's import sees it."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_values(lines: tuple[str, ...], slot: int, found: dict[str, str]) -> Non
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("A",), "must be NAME=VALUE"),
-        (("=1",), "must be NAME=VALUE"),
-        (("A B=1",), "must be NAME=VALUE"),
-        (("1A=1",), "must be NAME=VALUE"),
-        (("A=\0",), "must be NAME=VALUE"),
+        (("A",), "must be NAME=A;B;C"),
+        (("=1",), "must be NAME=A;B;C"),
+        (("A B=1",), "must be NAME=A;B;C"),
+        (("1A=1",), "must be NAME=A;B;C"),
+        (("A=\0",), "must be NAME=A;B;C"),
         (("A=1", "B=2", "A=3"), "A is given twice"),
         (("LEANSERVE_WORKER=1",), "not to be set"),
     ],

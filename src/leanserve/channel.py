@@ -10,12 +10,12 @@ import json
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from leanserve.settings import Settings
 
-__all__ = ["DUMP_SIGNAL", "AdminSpec", "Channel", "WorkerSpec"]
+__all__ = ["DUMP_SIGNAL", "AdminSpec", "Channel", "TemplateSpec", "WorkerSpec"]
 
 #: Has a worker write the stacks of its threads to stderr, whatever its loop is doing. A real-time signal
 #: where there are some: applications use the two that are named for users.
@@ -43,6 +43,8 @@ class WorkerSpec:
         tokens: both ends of the pipes that count for all workers: requests at work, requests that wait; or
             none, when nothing is limited.
         lane: which of the slot's two scoreboard records this worker writes.
+        loops: how many event loops run in the process, each as a worker in a slot of its own from `slot` on.
+        loaded: the application as a template has imported it; never leaves that process.
         parent_pid: the supervisor, to see whether it died before the worker could ask to be told.
         born_s: monotonic time at which the supervisor began to make the process.
     """
@@ -59,6 +61,13 @@ class WorkerSpec:
     lane: int = 0
     parent_pid: int = 0
     born_s: float = 0.0
+    loops: int = 1
+    loaded: Any = None
+
+    def facts(self) -> dict[str, Any]:
+        """All but the sockets, by name: what another process can be told by pickle."""
+        sockets = ("channel", "listeners")
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in sockets}
 
 
 @dataclass(slots=True)
@@ -73,6 +82,23 @@ class AdminSpec:
     listeners: list[socket.socket]
     channel: Channel
     scoreboard_fd: int
+    parent_pid: int
+
+
+@dataclass(slots=True)
+class TemplateSpec:
+    """All that a template process is given; the names are those of :class:`WorkerSpec`.
+
+    Attributes:
+        app: an import string.
+        entry: dotted name of what a worker process runs.
+        sock: its end of the pair on which workers are asked for.
+    """
+
+    app: str
+    settings: Settings
+    entry: str
+    sock: socket.socket
     parent_pid: int
 
 

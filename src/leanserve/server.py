@@ -318,8 +318,12 @@ def check_early(app: Any, settings: Settings) -> None:
         from leanserve.asgi.interfaces import parse_app_string
 
         parse_app_string(app)
-    elif settings.reload.reload or settings.pool.start_method == "spawn":
-        raise SettingsError("reload and start_method=spawn need the application by name: 'module:attribute'")
+    elif settings.reload.reload or settings.pool.preload or settings.pool.start_method == "spawn":
+        raise SettingsError(
+            "reload, preload and start_method=spawn need the application by name: 'module:attribute'"
+        )
+    if settings.pool.preload and sys.platform != "linux":
+        raise SettingsError("preload needs Linux: elsewhere nobody waits for the children of another process")
     if settings.reload.reload and importlib.util.find_spec("watchfiles") is None:
         raise SettingsError("reload needs watchfiles: pip install 'leanserve[reload]'")
     if settings.recycle.limit_max_gpu_memory is not None and importlib.util.find_spec("pynvml") is None:

@@ -29,7 +29,7 @@ def parse_worker_env(lines: Sequence[str]) -> dict[str, list[str]]:
     for line in lines:
         name, equals, values = line.partition("=")
         if not equals or not _NAME.fullmatch(name) or "\0" in values:
-            raise SettingsError(f"worker_env must be NAME=VALUE;VALUE;..., one value per worker, not {line!r}")
+            raise SettingsError(f"worker_env must be NAME=A;B;C, a value per worker, not {line!r}")
         if name == SLOT_VARIABLE:
             raise SettingsError(f"worker_env: {name} is the number of the worker, and not to be set")
         if name in found:

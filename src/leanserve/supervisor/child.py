@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
-import importlib
 import os
 import signal
 import socket
 import sys
-import threading
-import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from leanserve.channel import DUMP_SIGNAL, AdminSpec, Channel, WorkerSpec
+from leanserve.channel import DUMP_SIGNAL, AdminSpec, Channel, TemplateSpec, WorkerSpec
 from leanserve.errors import SettingsError
+from leanserve.forking import end_with, flush_streams, resolve
 from leanserve.machine import Machine
 from leanserve.supervisor.signals import HANDLED
 from leanserve.workerenv import environment_of
@@ -178,56 +175,32 @@ class Child:
             sock.close()
 
 
-def resolve(name: str) -> Callable[[Any], int]:
-    """The function of a dotted name ``package.module:attribute``; the parent may not import it itself."""
-    module, _, attribute = name.partition(":")
-    found: Callable[[Any], int] = getattr(importlib.import_module(module), attribute)
-    return found
-
-
-def fork_worker(spec: WorkerSpec | AdminSpec, entry: str, leave: Callable[[], None]) -> int:
-    """Fork a worker, or the admin process; return its pid.
+def fork_worker(
+    spec: WorkerSpec | AdminSpec | TemplateSpec, entry: str, leave: Callable[[], None]
+) -> int:
+    """Fork a worker, the admin process or a template; return its pid.
 
     `leave` runs in the child and drops what is the parent's alone.
     """
-    _flush()
+    flush_streams()
     # A signal that comes between the fork and the child's own set-up must wait, not vanish in our handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     pid = os.fork()
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
-    code = 1
-    try:
+
+    def run() -> int:
         leave()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        atexit._clear()  # the parent's; what the application registers from here on is run
         collects = gc.isenabled()
         gc.disable()  # imports make next to no garbage; to look for it took a tenth of their time
         main = resolve(entry)
         if collects:
             gc.enable()
-        code = main(spec)
-        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
-        atexit._run_exitfuncs()
-    finally:
-        # Whatever happened: the parent's frames lie below, with cleaning up that is not this process's to do.
-        if sys.exc_info()[0] is not None:
-            traceback.print_exc()
-        try:
-            _flush()
-        finally:
-            os._exit(code)
+        return main(spec)
 
-
-def _flush() -> None:
-    """Empty the buffers, so that nothing is written twice; a full disk is no reason to fail."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            pass
+    return end_with(run)
 
 
 def spawn_worker(spec: WorkerSpec, entry: str) -> int:
@@ -242,14 +215,7 @@ def spawn_worker(spec: WorkerSpec, entry: str) -> int:
 
     module = entry.partition(":")[0]
     listeners = [[sock.fileno() for sock in slot] for slot in spec.listeners]
-    facts: dict[str, Any] = {
-        name: getattr(spec, name)
-        for name in (
-            "app", "settings", "slot", "generation", "shared",
-            "scoreboard_fd", "tokens", "lane", "parent_pid", "born_s",
-        )
-    }
-    facts |= {"channel": spec.channel.fileno(), "listeners": listeners}
+    facts = spec.facts() | {"channel": spec.channel.fileno(), "listeners": listeners}
     with tempfile.TemporaryFile() as file:
         try:
             pickle.dump(facts, file)

@@ -30,6 +30,8 @@ class Crew:
         entry: dotted name of the function that a worker process runs.
 
     Attributes:
+        fork: forks a worker, with `preload`.
+        leave_templates: called in whatever is forked: what it has to leave behind of `preload`.
         leave_more: called in a forked worker: what it has to leave behind that is not the crew's.
 
     Raises:
@@ -51,6 +53,8 @@ class Crew:
         self._signals = signals
         self._entry = entry
         self._generations: dict[int, int] = {}
+        self.fork: Callable[[WorkerSpec], int] | None = None
+        self.leave_templates: Callable[[], None] = lambda: None
         self.leave_more: Callable[[], None] = lambda: None
 
     def reconfigure(self, settings: Settings, in_place: dict[str, Any]) -> None:
@@ -85,7 +89,9 @@ class Crew:
             born_s=time.monotonic(),
         )
         try:
-            if self._settings.pool.start_method == "spawn":
+            if self.fork is not None:
+                pid = self.fork(spec)
+            elif self._settings.pool.start_method == "spawn":
                 pid = spawn_worker(spec, self._entry)
             else:
                 pid = fork_worker(spec, self._entry, lambda: self.leave_in_child(ours))
@@ -98,14 +104,16 @@ class Crew:
         self.children[pid] = child
         return child
 
-    def leave_in_child(self, ours: Channel, *, but_more: bool = False) -> None:
+    def leave_in_child(self, ours: Channel | None, *, but_more: bool = False) -> None:
         """In a forked child: the parent's ends of the channels; `but_more` spares what `leave_more` leaves.
 
         An end that a sibling holds would keep this pair alive when the supervisor dies, and hide its death.
         """
         if not but_more:
             self.leave_more()
-        ours.close()
+        self.leave_templates()
+        if ours is not None:
+            ours.close()
         for child in self.children.values():
             child.channel.close()
         self._signals.leave_in_child()

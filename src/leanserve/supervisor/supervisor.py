@@ -32,6 +32,7 @@ from leanserve.supervisor.roll import Roll
 from leanserve.supervisor.signals import SignalQueue
 from leanserve.supervisor.states import SupervisorMachine, SupervisorMove, SupervisorState
 from leanserve.supervisor.steering import Steering
+from leanserve.supervisor.template import Preload
 
 if TYPE_CHECKING:
     from leanserve.supervisor.reload import Watcher
@@ -83,6 +84,10 @@ class Supervisor:
             self.listeners.close()
             raise
         self._steering = Steering(self.listeners, self.crew, settings.listen.backlog)
+        self._preload = Preload(
+            app, settings, self.crew, self.listeners.release, entry,
+            start=self._start, roll=self.roll_workers, fail=self._cannot_start,
+        )  # fmt: skip
         self._restarts = Restarts(settings.pool)
         self._hangs = Hangs(self.crew)
         self._selector = selectors.DefaultSelector()
@@ -117,6 +122,7 @@ class Supervisor:
                 logger.info("%s", self._slots_why)
             self.crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
             self._control.open(self._selector)
+            self._preload.open(self._selector)
             for slot in range(self.slots):
                 self._start(slot)
             while self.machine.state is not SupervisorState.STOPPED:
@@ -139,6 +145,7 @@ class Supervisor:
             child.kill()  # only an error of ours leads here with children left
             os.waitpid(child.pid, 0)
             child.channel.close()
+        self._preload.close()
         if self._watcher is not None:
             self._watcher.close()
         self._selector.close()
@@ -154,7 +161,7 @@ class Supervisor:
         if self.machine.state is not SupervisorState.STOPPING:
             self._steering.aim(self.slots)
         now = time.monotonic()
-        times = [self._control.start_at_s, self._budget.next_s, self._hangs.look_at_s]
+        times = [self._control.start_at_s, self._preload.start_at_s, self._budget.next_s, self._hangs.look_at_s]
         times += [child.kill_at_s for child in self.crew.children.values()]
         next_time = min([*times, *self._start_at.values()])
         timeout = None if next_time == inf else max(next_time - now, 0)
@@ -168,6 +175,8 @@ class Supervisor:
                 self._hear(key.data)
             elif key.data is self._control:
                 self._control.handle(key.fileobj)
+            elif key.data is self._preload:
+                self._preload.handle(key.fileobj)
             elif key.fileobj is self._watcher and self._watcher is not None:
                 self._look_at_files(self._watcher)
         self._keep_times()
@@ -207,10 +216,13 @@ class Supervisor:
         self._budget.keep_time(now)
         self._control.keep_time(now)
         self._hangs.keep_time(now, self.settings)
+        self._preload.keep_time(now)
 
     # Workers
 
     def _start(self, slot: int) -> None:
+        if slot >= self.slots or self._preload.holds(slot):
+            return
         try:
             child = self.crew.start(slot)
         except OSError as error:  # no memory, process or descriptor to be had; that may pass
@@ -283,10 +295,11 @@ class Supervisor:
             child.bury()
             self._steering.note_death(child)
             self._ended(child, state, code)
+        self._preload.reap(stopping=self.machine.state is SupervisorState.STOPPING)
         if self.machine.state is SupervisorState.STOPPING and not self.crew.children:
             self.machine.advance(SupervisorMove.ALL_GONE)
         if os.getpid() == 1:
-            reap_strangers({*self.crew.children, self._control.pid})
+            reap_strangers({*self.crew.children, *self._preload.pids, self._control.pid})
 
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
@@ -302,18 +315,14 @@ class Supervisor:
         elif self._older(child):
             why = child.describe_end(code)
             logger.error("replacement of worker %d failed, the old one goes on: %s", child.slot + 1, why)
-            self._log_trace(child)
+            self._log_trace(child.trace)
             self.roll.abort(child.slot)
         else:
             self._crashed(child, state, code)
 
     def _crashed(self, child: Child, state: ChildState, code: int) -> None:
         if state is ChildState.STARTING and (self._watcher or self.machine.state is SupervisorState.BOOTING):
-            logger.error("cannot start: %s", child.describe_end(code))
-            self._log_trace(child)
-            if self._watcher is None:
-                self._exit_code = code if code in (2, _EXIT_BOOT) else _EXIT_BOOT
-                self.stop()
+            self._cannot_start(child.describe_end(code), child.trace, code)
             return
         record = self.crew.record(child)
         in_flight = record.in_flight if record is not None else 0
@@ -332,9 +341,16 @@ class Supervisor:
             self._start_at[child.slot] = now + wait
         self.roll.note_crash(child)
 
-    def _log_trace(self, child: Child) -> None:
-        if child.trace:
-            logger.debug("%s", child.trace.rstrip())
+    def _cannot_start(self, why: str, trace: str, code: int) -> None:
+        logger.error("cannot start: %s", why)
+        self._log_trace(trace)
+        if self._watcher is None:
+            self._exit_code = code if code in (2, _EXIT_BOOT) else _EXIT_BOOT
+            self.stop()
+
+    def _log_trace(self, trace: str) -> None:
+        if trace:
+            logger.debug("%s", trace.rstrip())
 
     # Reload, for developers
 
@@ -372,6 +388,7 @@ class Supervisor:
             logger.info("stopping: what runs gets up to %g s to finish; a second signal hurries", limit)
         self._start_at.clear()
         self.roll.clear()
+        self._preload.stop()
         if not again:
             children = self.crew.children.values()
             accepting = {child.slot for child in children if child.state is ChildState.READY}
@@ -395,6 +412,7 @@ class Supervisor:
         self.machine.advance(SupervisorMove.STOP)
         logger.warning("SIGQUIT: killing all workers")
         self._start_at.clear()
+        self._preload.stop()
         for child in self.crew.children.values():
             child.kill()
 
@@ -414,6 +432,12 @@ class Supervisor:
         return text
 
     def roll_all(self) -> None:
+        """Give every worker a successor, with new code."""
+        runs = self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING)
+        if runs and not self._preload.renew():  # which rolls when it is done
+            self.roll_workers()
+
+    def roll_workers(self) -> None:
         """Give every worker a successor."""
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             logger.info("replacing all workers, one after the other")

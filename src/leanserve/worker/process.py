@@ -27,7 +27,14 @@ from leanserve.worker.wakeups import Wakeups
 from leanserve.worker.worker import Worker
 from leanserve.workerenv import environment_of
 
-__all__ = ["die_with_parent", "loop_factory", "main", "main_of_spawned", "prepare_signals"]
+__all__ = [
+    "describe_failure",
+    "die_with_parent",
+    "loop_factory",
+    "main",
+    "main_of_spawned",
+    "prepare_signals",
+]
 
 logger = logging.getLogger("leanserve")
 
@@ -61,7 +68,7 @@ def main(spec: WorkerSpec) -> int:
         lane.begin(os.getpid(), spec.generation)  # behind the signal: who is on the board can be asked
     try:
         tell_with(lambda seconds: spec.channel.send({"event": "extend", "seconds": seconds}))
-        app = load_app(spec.app, spec.settings.load)
+        app = spec.loaded if spec.loaded is not None else load_app(spec.app, spec.settings.load)
         with asyncio.Runner(loop_factory=loop_factory(spec.settings.worker.loop)) as runner:
             runner.run(_serve(spec, app, lane))
     except (BootFailed, SettingsError, OSError) as error:
@@ -134,9 +141,15 @@ def loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _tell_failure(spec: WorkerSpec, error: str, trace: str) -> None:
+    message = describe_failure(error, trace)
+    if not spec.channel.send(message):
+        logger.error("%s", message["error"])
+
+
+def describe_failure(error: str, trace: str) -> dict[str, str]:
+    """The event that tells the supervisor of a boot that has failed."""
     error = error if len(error) <= _ERROR_CHARS else error[:_ERROR_CHARS] + "..."
-    if not spec.channel.send({"event": "failed", "error": error, "trace": trace[-_TRACE_CHARS:]}):
-        logger.error("%s", error)
+    return {"event": "failed", "error": error, "trace": trace[-_TRACE_CHARS:]}
 
 
 def _tell_full(channel: Channel) -> None:
