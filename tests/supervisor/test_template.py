@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness import alive, wait_until
+from harness import Load, Serving, alive, wait_until
 from leanserve.errors import SettingsError
 from leanserve.server import check_early
 from leanserve.settings import Settings
@@ -338,3 +338,56 @@ def test_a_setting_that_cannot_be_told(tmp_path: Path) -> None:
     )
     assert "SettingsError: preload needs names, not objects" in done.stderr
     assert done.returncode == 1
+
+
+MODEL = """
+import numpy
+
+weights = numpy.ones(1 << 27)  # 1 GiB, and every page of it is written
+"""
+
+
+def pss_bytes(pids: set[int]) -> int:
+    """What these processes take in memory: a page that n of them share counts 1/n for each."""
+    text = "".join(Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
+    return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def test_four_workers_over_a_gib_of_weights_share_it(lab: Lab) -> None:
+    read = APP.replace("    facts = {", "    assert weights.sum() == 1 << 27\n    facts = {")
+    with lab(MODEL + read, workers=4) as it:
+        it.wait_log(" ready in ", 4, within_s=60)
+        found = ask_all(it, 4)
+        assert pss_bytes({it.pid, *it.pids()}) < 1.3 * (1 << 30)
+        os.kill(found["2"]["pid"], signal.SIGKILL)
+        it.wait_log(" ready in ", 5, within_s=60)
+        wait_until(lambda: ask_all(it, 4)["2"]["pid"] != found["2"]["pid"], 20, "a successor")
+        total = pss_bytes({it.pid, *it.pids()})
+        print(f"supervisor, template and 4 workers over 1 GiB: {total >> 20} MiB PSS")
+        assert total < 1.3 * (1 << 30)
+        assert it.stop() == 0
+
+
+def test_the_supervisor_stays_small(lab: Lab) -> None:
+    """It imports neither the application nor what that needs."""
+    with lab(MODEL.replace("27", "20") + APP, workers=2) as it:
+        it.wait_ready(2)
+        status = Path(f"/proc/{it.pid}/status").read_text()
+        rss_kib = int(status.partition("VmRSS:")[2].split()[0])
+        assert rss_kib < 40 << 10
+        maps = Path(f"/proc/{it.pid}/maps").read_text()
+        assert "numpy" not in maps
+        assert "_ssl" not in maps
+        assert it.stop() == 0
+
+
+def test_rolls_under_load(tmp_path: Path) -> None:
+    options = ["--preload", "--workers", "2"]
+    with Serving("raw_app:app", tmp_path / "log", options) as server, Load(server) as load:
+        for count in (1, 2, 3):
+            load.wait_answered(100)
+            server.running.send_signal(signal.SIGHUP)
+            wait_until(lambda n=count: server.output.count("has left") >= 2 * n, 30, "a roll")
+        load.wait_answered(100)
+    assert load.failures == []
+    assert load.refused == 0
