@@ -64,8 +64,10 @@ Lab = Callable[..., Supervised]
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """`with lab(text, workers=2) as it:`"""
+    # From Python 3.12 on a fork beside threads is worth one.
+    monkeypatch.setenv("PYTHONWARNINGS", "always::DeprecationWarning")
 
     def make(text: str = APP, **settings: Any) -> Supervised:
         (tmp_path / "loaded_app.py").write_text(text)

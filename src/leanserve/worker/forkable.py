@@ -21,7 +21,7 @@ _LOOK_EVERY_S: Final = 0.01
 
 #: Libraries that keep pools of threads, by the names of their files.
 _POOLS: Final = re.compile(
-    r"/(lib(?:gomp|iomp5|omp|openblas|scipy_openblas|mkl_rt|tbb|arrow|grpc|jemalloc)\b[^/\s]*|cygrpc[^/\s]*)"
+    r"/((?:lib(?:gomp|iomp5|omp|openblas|scipy_openblas|mkl_rt|tbb|arrow|grpc|jemalloc)|cygrpc)[^/\s]*)"
 )
 _CUDA_LIBRARY: Final = re.compile(r"/libcuda\.so\b")
 
