@@ -114,7 +114,8 @@ class Channel:
     listeners go too), ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order":
     "retire"}`` (the same, but a successor holds all the listeners), ``{"order": "hurry"}``;
     ``{"set": {"log_level": "debug"}}`` (settings that have changed, and certificates are to be read again);
-    ``{"list": 7}``, whose answer is ``{"event": "running", "list": 7, "running": [...]}``: what is at work.
+    ``{"list": 7}``, whose answer is ``{"event": "running", "list": 7, "running": [...], "slot": 0}``: what is
+    at work, once for each loop.
     ``{"watch": 2}`` (wait for the queues of slot 2, behind everybody who does; its listeners come with the
     message), ``{"look": 2}`` (its worker has died).
 

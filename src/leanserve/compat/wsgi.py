@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 
 from leanserve.asgi.interfaces import Message, Receive, Scope, Send
@@ -44,7 +45,8 @@ class WsgiAdapter:
     def __init__(self, app: WsgiApp, *, threads: int = 40) -> None:
         self._app = app
         self._threads = threads
-        self._limiter: anyio.CapacityLimiter | None = None
+        # For each event loop its own: with worker_kind=thread several share this object.
+        self._limiter = anyio.lowlevel.RunVar[anyio.CapacityLimiter | None]("leanserve_wsgi", None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection scope; WebSockets are refused, lifespan does not exist in WSGI."""
@@ -52,11 +54,13 @@ class WsgiAdapter:
             await send({"type": "websocket.close"})  # before accept: HTTP 403
         if scope["type"] != "http":
             return
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self._threads)  # belongs to the event loop of this worker
+        limiter = self._limiter.get()
+        if limiter is None:
+            limiter = anyio.CapacityLimiter(self._threads)
+            self._limiter.set(limiter)
         call = _Call(scope, receive, send)
         # No thread can be stopped: this task is cancelled behind its end; its next read or write raises.
-        await anyio.to_thread.run_sync(call.run, self._app, limiter=self._limiter)
+        await anyio.to_thread.run_sync(call.run, self._app, limiter=limiter)
 
 
 class _Call:

@@ -92,6 +92,7 @@ class Child:
         born_s, kill_at_s: monotonic seconds; `kill_at_s` is inf while there is nothing to wait out.
         error, trace: what it said when its boot failed.
         booted: it was ready once.
+        loops: workers that run in it, in slots of their own from `slot` on.
         listeners: sockets that stop to listen when it ends: nobody takes its slot over.
     """
 
@@ -105,6 +106,7 @@ class Child:
     error: str = ""
     trace: str = ""
     booted: bool = False
+    loops: int = 1
     listeners: Sequence[socket.socket] = ()
     machine: ChildMachine = field(default_factory=ChildMachine)
 
@@ -113,8 +115,14 @@ class Child:
         """Its place in the table."""
         return self.machine.state
 
+    @property
+    def slots(self) -> range:
+        """Those that it takes."""
+        return range(self.slot, self.slot + self.loops)
+
     def __str__(self) -> str:
-        return f"{self.slot + 1} (pid {self.pid})"
+        last = f"-{self.slot + self.loops}" if self.loops > 1 else ""
+        return f"{self.slot + 1}{last} (pid {self.pid})"
 
     def describe_end(self, code: int) -> str:
         """Why it ended: its own words, or what its exit code says."""

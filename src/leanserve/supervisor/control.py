@@ -237,8 +237,9 @@ class Control:
         """A worker says what it has at work."""
         self._asked.discard(child.pid)
         if self._channel is not None:
-            running = message.get("running")
-            self._channel.send({"id": message.get("list"), "worker": child.slot + 1, "running": running})
+            slot, running = message.get("slot"), message.get("running")
+            worker = (slot if isinstance(slot, int) else child.slot) + 1  # a process may have several
+            self._channel.send({"id": message.get("list"), "worker": worker, "running": running})
 
     def _answer(self, message: dict[str, object]) -> dict[str, object]:
         number = message.get("number", 0)

@@ -28,6 +28,7 @@ class Crew:
         listeners: the sockets of all slots.
         signals: what a forked child has to leave behind.
         entry: dotted name of the function that a worker process runs.
+        loops: workers of one process; it takes as many slots, from that of the child on.
 
     Attributes:
         fork: forks a worker, with `preload`.
@@ -39,8 +40,15 @@ class Crew:
     """
 
     def __init__(
-        self, app: Any, settings: Settings, listeners: Listeners, signals: SignalQueue, entry: str
+        self,
+        app: Any,
+        settings: Settings,
+        listeners: Listeners,
+        signals: SignalQueue,
+        entry: str,
+        loops: int = 1,
     ) -> None:
+        self.loops = loops
         self.children: dict[int, Child] = {}
         limits = settings.admission
         self.scoreboard = Scoreboard.create()
@@ -79,7 +87,7 @@ class Crew:
             settings=self._settings,
             slot=slot,
             generation=generation,
-            listeners=[self._listeners.sockets(index) for index in range(slot + 1)],
+            listeners=[self._listeners.sockets(index) for index in range(slot + self.loops)],
             shared=self._listeners.shared,
             channel=theirs,
             scoreboard_fd=self.scoreboard.fd,
@@ -87,6 +95,7 @@ class Crew:
             lane=0 if 0 not in taken else 1,
             parent_pid=os.getpid(),
             born_s=time.monotonic(),
+            loops=self.loops,
         )
         try:
             if self.fork is not None:
@@ -100,7 +109,7 @@ class Crew:
             raise
         finally:
             theirs.close()
-        child = Child(pid, slot, generation, spec.lane, ours, spec.born_s)
+        child = Child(pid, slot, generation, spec.lane, ours, spec.born_s, loops=self.loops)
         self.children[pid] = child
         return child
 
@@ -120,17 +129,21 @@ class Crew:
 
     def in_slot(self, slot: int) -> list[Child]:
         """The slot's workers, oldest first."""
-        found = [child for child in self.children.values() if child.slot == slot]
+        found = [child for child in self.children.values() if slot in child.slots]
         return sorted(found, key=lambda child: child.generation)
 
     def serving(self, slot: int) -> list[Child]:
         """Those of them that nobody has told to leave."""
         return [child for child in self.in_slot(slot) if child.state <= ChildState.READY]
 
+    def records(self, child: Child) -> list[Record]:
+        """What its workers have written on the scoreboard, those that lived long enough for that."""
+        found = (self.scoreboard.read(slot, child.lane) for slot in child.slots)
+        return [record for record in found if record.pid == child.pid]
+
     def record(self, child: Child) -> Record | None:
-        """What the worker has written on the scoreboard; None when it did not live long enough for that."""
-        record = self.scoreboard.read(child.slot, child.lane)
-        return record if record.pid == child.pid else None
+        """The first of them, or None."""
+        return next(iter(self.records(child)), None)
 
     def take_ended(self) -> list[tuple[Child, int]]:
         """The children that have ended, each with its exit code; they are this crew's no longer."""
@@ -140,15 +153,16 @@ class Crew:
             if code is not None:
                 del self.children[child.pid]
                 self._reclaim(child)
-                self.scoreboard.bury(child.slot, child.lane, child.pid)
+                for slot in child.slots:
+                    self.scoreboard.bury(slot, child.lane, child.pid)
                 ended.append((child, code))
         return ended
 
     def _reclaim(self, child: Child) -> None:
         """Give the tokens back that a worker held at its end: what it had noted, or, when nobody is left who
         could hold one, all that are taken."""
-        record = self.record(child)
-        noted = (0, 0) if record is None else (record.slots_held, record.places_held)
+        records = self.records(child)
+        noted = sum(each.slots_held for each in records), sum(each.places_held for each in records)
         for tokens, held in zip(self.tokens, noted, strict=False):
             tokens.give(held if self.children else tokens.taken())
 

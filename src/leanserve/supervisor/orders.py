@@ -13,7 +13,10 @@ from leanserve.supervisor.states import SupervisorState
 if TYPE_CHECKING:
     from leanserve.supervisor.supervisor import Supervisor
 
-__all__ = ["Orders"]
+__all__ = ["FIXED", "Orders"]
+
+# Why TTIN, TTOU and `workers` are refused.
+FIXED = "with worker_kind thread their number is fixed: start the server anew with another"
 
 logger = logging.getLogger("leanserve")
 
@@ -59,6 +62,8 @@ class Orders:
         if not 1 <= number <= MAX_SLOTS:
             raise ValueError(f"workers: a number from 1 to {MAX_SLOTS}, not {number}")
         supervisor = self._supervisor
+        if supervisor.has_threads and supervisor.slots != number:
+            raise ValueError(f"there are {supervisor.slots} workers, and {FIXED}")
         while supervisor.slots != number:
             before = supervisor.slots
             (supervisor.add_worker if number > before else supervisor.remove_worker)()
@@ -86,8 +91,8 @@ class Orders:
         """Have workers write the stacks of their threads to stderr; `number` is that of one, or 0."""
         crew = self._supervisor.crew
         found = []
-        for child in crew.children.values():
-            if number in (0, child.slot + 1) and crew.record(child) is not None:
+        for child in crew.in_slot(number - 1) if number else crew.children.values():
+            if crew.record(child) is not None:
                 child.signal(DUMP_SIGNAL)
                 found.append(child.slot + 1)
         if not found:

@@ -54,24 +54,29 @@ class Steering:
         child.channel.send({"order": "open"})
 
     def introduce(self, child: Child, slots: int) -> None:
-        """A worker accepts: it waits for the queues of its siblings, and they stand behind it in its own."""
+        """A process accepts: it waits for the queues of all slots, and its siblings stand behind it in its
+        own."""
         for slot in range(slots):
-            if slot != child.slot:
+            if child.loops > 1 or slot != child.slot:
                 self._watch(child, slot)
-        for other in self._crew.children.values():
-            if other.state is ChildState.READY and other.slot != child.slot:
-                self._watch(other, child.slot)
+        for other in self._siblings(child):
+            for slot in child.slots:
+                self._watch(other, slot)
+
+    def note_death(self, child: Child) -> None:
+        """What its slots have queued is the siblings'."""
+        for other in self._siblings(child):
+            for slot in child.slots:
+                other.channel.send({"look": slot})
+
+    def _siblings(self, child: Child) -> list[Child]:
+        ready = (each for each in self._crew.children.values() if each.state is ChildState.READY)
+        return [each for each in ready if each.slot != child.slot]
 
     def _watch(self, child: Child, slot: int) -> None:
         own = [sock.fileno() for sock in self._listeners.sockets(slot)[: self._listeners.ports]]
         if own:
             child.channel.send({"watch": slot}, own)
-
-    def note_death(self, child: Child) -> None:
-        """What its slot has queued is the siblings'."""
-        for other in self._crew.children.values():
-            if other.state is ChildState.READY and other.slot != child.slot:
-                other.channel.send({"look": child.slot})
 
     def aim(self, slots: int) -> None:
         """Have the kernel choose among the slots that want connections. Cheap when nothing has changed."""
@@ -96,8 +101,8 @@ class Steering:
     def _wants(self, slot: int) -> bool:
         for child in self._crew.in_slot(slot):
             if child.state is ChildState.READY:
-                record = self._crew.record(child)
-                return record is None or not record.app_not_ready
+                records = self._crew.records(child)
+                return not any(each.app_not_ready for each in records if each.slot == slot)
         return False
 
 

@@ -25,7 +25,7 @@ from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_ex
 from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.hang import Hangs
-from leanserve.supervisor.orders import Orders
+from leanserve.supervisor.orders import FIXED, Orders
 from leanserve.supervisor.pool import Restarts, count_workers
 from leanserve.supervisor.reconfigure import reconfigure
 from leanserve.supervisor.roll import Roll
@@ -76,7 +76,9 @@ class Supervisor:
         self.slots, self._slots_why = count_workers(settings.pool)
         self.listeners = open_listeners(settings.listen, self.slots)
         self._signals = SignalQueue()
-        self.crew = Crew(app, settings, self.listeners, self._signals, entry)
+        self.has_threads = settings.pool.worker_kind == "thread"
+        loops = self.slots if self.has_threads else 1
+        self.crew = Crew(app, settings, self.listeners, self._signals, entry, loops)
         try:
             self._orders = Orders(self)
             self._control = Control(settings, self.crew, self.listeners.release, self._orders.obey)
@@ -123,7 +125,7 @@ class Supervisor:
             self.crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
             self._control.open(self._selector)
             self._preload.open(self._selector)
-            for slot in range(self.slots):
+            for slot in self._heads():
                 self._start(slot)
             while self.machine.state is not SupervisorState.STOPPED:
                 self._wait()
@@ -161,7 +163,8 @@ class Supervisor:
         if self.machine.state is not SupervisorState.STOPPING:
             self._steering.aim(self.slots)
         now = time.monotonic()
-        times = [self._control.start_at_s, self._preload.start_at_s, self._budget.next_s, self._hangs.look_at_s]
+        times = [self._control.start_at_s, self._preload.start_at_s]
+        times += [self._budget.next_s, self._hangs.look_at_s]
         times += [child.kill_at_s for child in self.crew.children.values()]
         next_time = min([*times, *self._start_at.values()])
         timeout = None if next_time == inf else max(next_time - now, 0)
@@ -237,6 +240,10 @@ class Supervisor:
         self._budget.begin(child)
         self._selector.register(child.channel, selectors.EVENT_READ, child)
         logger.debug("worker %s started", child)
+
+    def _heads(self) -> range:
+        """The slots that have a process of their own; with threads one process has them all."""
+        return range(0, self.slots, self.crew.loops)
 
     def _lives(self, child: Child) -> bool:
         return self.crew.children.get(child.pid) is child
@@ -324,8 +331,7 @@ class Supervisor:
         if state is ChildState.STARTING and (self._watcher or self.machine.state is SupervisorState.BOOTING):
             self._cannot_start(child.describe_end(code), child.trace, code)
             return
-        record = self.crew.record(child)
-        in_flight = record.in_flight if record is not None else 0
+        in_flight = sum(record.in_flight for record in self.crew.records(child))
         killed, self._oom_kills = oom_kills() - self._oom_kills, oom_kills()
         hint = ", out of memory" if killed and code == -signal.SIGKILL else ""
         logger.error(
@@ -362,7 +368,7 @@ class Supervisor:
             for child in self.crew.children.values():
                 if child.state <= ChildState.READY:
                     child.retire("retire", moment)
-            for slot in range(self.slots):
+            for slot in self._heads():
                 if not self.crew.in_slot(slot):
                     self._start_at[slot] = 0.0
 
@@ -390,8 +396,8 @@ class Supervisor:
         self.roll.clear()
         self._preload.stop()
         if not again:
-            children = self.crew.children.values()
-            accepting = {child.slot for child in children if child.state is ChildState.READY}
+            ready = [child for child in self.crew.children.values() if child.state is ChildState.READY]
+            accepting = {slot for child in ready for slot in child.slots}
             self._orphans = set(range(self.slots)) - accepting
             if not accepting:
                 self._refuse_orphans()  # else when a worker has left: each empties the queues of all
@@ -441,10 +447,12 @@ class Supervisor:
         """Give every worker a successor."""
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             logger.info("replacing all workers, one after the other")
-            self.roll.replace_all(range(self.slots))
+            self.roll.replace_all(self._heads())
 
     def add_worker(self) -> None:
-        if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+        if self.has_threads:
+            logger.error("no worker added: %s", FIXED)
+        elif self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             if self.slots == MAX_SLOTS:
                 logger.error("no worker added: there are %d, the most that one server can have", MAX_SLOTS)
                 return
@@ -460,6 +468,8 @@ class Supervisor:
     def remove_worker(self) -> None:
         if self.slots == 1:
             logger.warning("the last worker stays; stop the server with SIGTERM")
+        elif self.has_threads:
+            logger.error("no worker removed: %s", FIXED)
         elif self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             logger.info("removing worker %d", self.slots)
             self.slots -= 1

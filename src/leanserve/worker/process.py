@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from leanserve.asgi.interfaces import load_app
 from leanserve.channel import DUMP_SIGNAL, Channel, WorkerSpec
@@ -28,12 +28,15 @@ from leanserve.worker.worker import Worker
 from leanserve.workerenv import environment_of
 
 __all__ = [
+    "Orders",
     "describe_failure",
     "die_with_parent",
+    "kept_listeners",
     "loop_factory",
     "main",
     "main_of_spawned",
     "prepare_signals",
+    "tell_full",
 ]
 
 logger = logging.getLogger("leanserve")
@@ -62,15 +65,22 @@ def main(spec: WorkerSpec) -> int:
         return _EXIT_BUG
     _answer_dump_signal()
     os.environ.update(environment_of(spec.settings.pool.worker_env, spec.slot))
-    lane = None
+    lanes: list[Lane | None] = [None] * spec.loops
     if spec.scoreboard_fd >= 0:
-        lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
-        lane.begin(os.getpid(), spec.generation)  # behind the signal: who is on the board can be asked
+        board = Scoreboard(spec.scoreboard_fd)
+        for place in range(spec.loops):
+            lanes[place] = lane = board.lane(spec.slot + place, spec.lane)
+            lane.begin(os.getpid(), spec.generation)  # behind the signal: who is on the board can be asked
     try:
         tell_with(lambda seconds: spec.channel.send({"event": "extend", "seconds": seconds}))
         app = spec.loaded if spec.loaded is not None else load_app(spec.app, spec.settings.load)
         with asyncio.Runner(loop_factory=loop_factory(spec.settings.worker.loop)) as runner:
-            runner.run(_serve(spec, app, lane))
+            if spec.loops > 1:
+                from leanserve.worker.threads import serve
+
+                runner.run(serve(spec, app, lanes))
+            else:
+                runner.run(_serve(spec, app, lanes[0]))
     except (BootFailed, SettingsError, OSError) as error:
         _tell_failure(spec, str(error), traceback.format_exc())
         return _EXIT_SETTINGS if isinstance(error, SettingsError) else _EXIT_BOOT
@@ -152,12 +162,24 @@ def describe_failure(error: str, trace: str) -> dict[str, str]:
     return {"event": "failed", "error": error, "trace": trace[-_TRACE_CHARS:]}
 
 
-def _tell_full(channel: Channel) -> None:
+def tell_full(channel: Channel) -> None:
+    """``limit_max_requests`` is reached."""
     channel.send({"event": "full"})
 
 
-def _tell_wants(channel: Channel) -> None:
+def tell_wants(channel: Channel) -> None:
+    """The application has said whether it wants requests."""
     channel.send({"event": "wants"})
+
+
+def kept_listeners(order: str, spec: WorkerSpec, worker: Worker) -> int:
+    """From so many of its listeners, the last ones, somebody else goes on accepting after this order."""
+    return {"leave": spec.shared, "retire": len(worker.listeners)}.get(order, 0)
+
+
+def tell_running(channel: Channel, ticket: object, running: list[dict[str, Any]], slot: int) -> None:
+    """Answer what is at work in a slot."""
+    channel.send({"event": "running", "list": ticket, "running": running, "slot": slot})
 
 
 async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
@@ -167,32 +189,68 @@ async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
         app,
         spec.settings,
         spec.listeners[spec.slot],
-        on_full=lambda: _tell_full(channel),
-        on_wants=lambda: _tell_wants(channel),
+        on_full=lambda: tell_full(channel),
+        on_wants=lambda: tell_wants(channel),
         lane=lane,
         token_fds=spec.tokens,
         wakeups=wakeups,
         shared=spec.shared,
     )
-    orders = _Orders(worker, channel, wakeups)
+    orders = Orders(channel, _Single(worker, wakeups, spec))
     await worker.start(orders.wait_turn)
     orders.hear_signals()
     channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
     order = await orders.wait_stop()
-    keep = {"leave": spec.shared, "retire": len(worker.listeners)}
-    await worker.drain(keep_listeners=keep.get(order, 0))
+    await worker.drain(keep_listeners=kept_listeners(order, spec, worker))
 
 
-class _Orders:
+class Ordered(Protocol):
+    """Whom the supervisor's words are for: the worker of this process, or several."""
+
+    def hurry(self) -> None:
+        """Wait for nothing any more."""
+
+    def list_running(self, ticket: object) -> None:
+        """Tell what is at work."""
+
+    def reconfigure(self, values: dict[str, Any]) -> None:
+        """Put changed settings into effect."""
+
+    def watch(self, slot: int, fds: list[int]) -> None:
+        """Wait for the queues of a slot, from the end of the row. The descriptors are ours to close."""
+
+    def look(self, slot: int) -> None:
+        """The worker of a slot has died."""
+
+
+class _Single:
+    """The only worker of its process."""
+
+    def __init__(self, worker: Worker, wakeups: Wakeups, spec: WorkerSpec) -> None:
+        self._worker = worker
+        self._spec = spec
+        self.hurry = worker.hurry
+        self.watch = wakeups.watch
+        self.look = wakeups.look
+
+    def list_running(self, ticket: object) -> None:
+        tell_running(self._spec.channel, ticket, self._worker.list_running(), self._spec.slot)
+
+    def reconfigure(self, values: dict[str, Any]) -> None:
+        from leanserve.worker.reconfigure import reconfigure
+
+        reconfigure(self._worker, values)
+
+
+class Orders:
     """What the supervisor says, and that it is gone."""
 
-    def __init__(self, worker: Worker, channel: Channel, wakeups: Wakeups) -> None:
-        self._worker = worker
+    def __init__(self, channel: Channel, target: Ordered) -> None:
         self._channel = channel
+        self._target = target
         self._loop = asyncio.get_running_loop()
         self._turn: asyncio.Future[None] = self._loop.create_future()
         self._stop: asyncio.Future[str] = self._loop.create_future()
-        self._wakeups = wakeups
         self._loop.add_reader(channel.fileno(), self._read)
         threading.Thread(target=_end_with_parent, args=(channel.fileno(),), daemon=True).start()
 
@@ -217,22 +275,19 @@ class _Orders:
         try:
             for message in self._channel.receive():
                 if "set" in message:
-                    from leanserve.worker.reconfigure import reconfigure
-
-                    reconfigure(self._worker, message["set"])
+                    self._target.reconfigure(message["set"])
                 elif "list" in message:
-                    running = self._worker.list_running()
-                    self._channel.send({"event": "running", "list": message["list"], "running": running})
+                    self._target.list_running(message["list"])
                 elif "watch" in message:
-                    self._wakeups.watch(int(message["watch"]), message["fds"])
+                    self._target.watch(int(message["watch"]), message["fds"])
                 elif "look" in message:
-                    self._wakeups.look(int(message["look"]))
+                    self._target.look(int(message["look"]))
                 else:
                     self._take(str(message.get("order")))
         except EOFError:
             self._loop.remove_reader(self._channel.fileno())
             self._take("drain")
-            self._loop.call_later(_ORPHAN_HURRY_S, self._worker.hurry)
+            self._loop.call_later(_ORPHAN_HURRY_S, self._target.hurry)
 
     def _take(self, order: str) -> None:
         if order == "open":
@@ -240,7 +295,7 @@ class _Orders:
                 self._turn.set_result(None)
             return
         if order == "hurry":
-            self._worker.hurry()
+            self._target.hurry()
         if not self._stop.done():
             self._stop.set_result(order)
 
