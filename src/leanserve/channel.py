@@ -119,6 +119,9 @@ class Channel:
     ``{"watch": 2}`` (wait for the queues of slot 2, behind everybody who does; its listeners come with the
     message), ``{"look": 2}`` (its worker has died).
 
+    Between two supervisors during an upgrade: see ``supervisor/upgrade.py``. To the admin process then
+    ``{"retire": true}``: another one accepts from its sockets.
+
     From the admin process: ``{"ask": "workers", "id": 7, "number": 4}``; the answer is
     ``{"id": 7, "ok": true, "text": "..."}``. To it also ``{"dead": 4711}``: the pid of a worker that ended.
     ``{"ask": "list", "id": 8}`` is passed on to all workers, and ``{"id": 8, "worker": 1, "running": [...]}``

@@ -16,7 +16,9 @@ from collections.abc import MutableMapping
 
 from leanserve.errors import SettingsError
 
-__all__ = ["load_env_file", "parse_env_lines"]
+__all__ = ["load_env_file", "parse_env_lines", "without_env_files"]
+
+_loaded: dict[str, str] = {}  # what has come into os.environ from files
 
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
@@ -64,4 +66,12 @@ def load_env_file(path: str, environment: MutableMapping[str, str] | None = None
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"cannot read env_file {path}: {reason}") from None
     for key, value in parse_env_lines(text, name=path).items():
-        target.setdefault(key, value)
+        if key not in target:
+            target[key] = value
+            if target is os.environ:
+                _loaded[key] = value
+
+
+def without_env_files() -> dict[str, str]:
+    """The environment but for what files have put there: who starts this program anew reads them anew."""
+    return {key: value for key, value in os.environ.items() if _loaded.get(key) != value}

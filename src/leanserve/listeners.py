@@ -11,8 +11,10 @@ import os
 import socket
 import stat
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from leanserve.addresses import Address, FdAddress, TcpAddress, UnixAddress, parse_address, parse_addresses
 from leanserve.errors import SettingsError
 from leanserve.settings import ListenSettings
 
@@ -27,99 +29,6 @@ __all__ = [
     "parse_address",
     "parse_addresses",
 ]
-
-_UNIX_PATH_BYTES = 103  # sun_path is 104 bytes on the BSDs and macOS, 108 on Linux, both with a final NUL
-
-
-class TcpAddress(NamedTuple):
-    """A host (name, IPv4 or IPv6 without brackets) and a port (0: the kernel chooses)."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class UnixAddress(NamedTuple):
-    """The path of a unix socket."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
-
-
-class FdAddress(NamedTuple):
-    """A descriptor that somebody else bound and handed to us."""
-
-    fd: int
-
-    def __str__(self) -> str:
-        return f"fd://{self.fd}"
-
-
-Address = TcpAddress | UnixAddress | FdAddress
-
-
-def parse_address(text: str) -> Address:
-    """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` (all IPv4 interfaces), ``unix:PATH`` or ``fd://N``.
-
-    Raises:
-        SettingsError: it is none of these.
-    """
-    if text.startswith("unix:"):
-        return _unix(text.removeprefix("unix:"))
-    if text.startswith("fd://"):
-        number = text.removeprefix("fd://")
-        if not (number.isascii() and number.isdigit()):
-            raise SettingsError(f"bind {text!r}: fd:// takes a descriptor number, as in fd://3")
-        return FdAddress(int(number))
-    if "://" in text:
-        raise SettingsError(f"bind {text!r}: leave the scheme away, as in 127.0.0.1:8000")
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        raise SettingsError(f"bind {text!r} has no port; write HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise SettingsError(f"bind {text!r}: put an IPv6 address in brackets, as in [::1]:8000")
-    if not (port.isascii() and port.isdigit()):
-        raise SettingsError(f"bind {text!r}: {port!r} is not a port number")
-    return _tcp(host, int(port))
-
-
-def parse_addresses(listen: ListenSettings) -> tuple[Address, ...]:
-    """All addresses of the settings; ``host`` and ``port`` count when nothing else is given.
-
-    Raises:
-        SettingsError: one of them cannot be read, or stands twice.
-    """
-    found: list[Address] = [parse_address(text) for text in listen.bind]
-    if listen.uds is not None:
-        found.append(_unix(listen.uds))
-    if listen.fd is not None:
-        found.append(FdAddress(listen.fd))
-    if not found:
-        found.append(_tcp(listen.host, listen.port))
-    for address in found:
-        if found.count(address) > 1 and not (isinstance(address, TcpAddress) and address.port == 0):
-            raise SettingsError(f"{address} is given twice")
-    return tuple(found)
-
-
-def _tcp(host: str, port: int) -> TcpAddress:
-    if not 0 <= port <= 65535:
-        raise SettingsError(f"port {port} is not between 0 and 65535")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    return TcpAddress(host or "0.0.0.0", port)
-
-
-def _unix(path: str) -> UnixAddress:
-    if not path or "\0" in path:
-        raise SettingsError("a unix socket needs a path, as in unix:/run/app.sock")
-    if len(os.fsencode(path)) > _UNIX_PATH_BYTES:
-        raise SettingsError(f"unix socket path is longer than {_UNIX_PATH_BYTES} bytes: {path}")
-    return UnixAddress(path)
 
 
 class Listener(socket.socket):
@@ -171,9 +80,11 @@ class Listeners:
 
     Attributes:
         per_slot: some addresses have a socket of their own for each slot.
+        owns_files: :meth:`close` removes the files of unix sockets; else they are another process's.
     """
 
     def __init__(self) -> None:
+        self.owns_files = True
         self._shared: list[Listener] = []
         self._lent: list[Listener] = []
         self._ports: list[_Port] = []
@@ -249,9 +160,45 @@ class Listeners:
     def close(self) -> None:
         """Close all our copies and remove the socket files that are ours."""
         self.release()
-        for file in self._files:
+        for file in self._files if self.owns_files else ():
             file.unlink()
         self._files.clear()
+
+    # Handing over to another process
+
+    def export(self) -> dict[str, Any]:
+        """What :meth:`adopt` needs, for JSON: the descriptors have the same numbers there. Without those that
+        were handed to us: who handed them over can do so again."""
+        return {
+            "ports": [[int(port.family), list(port.sockaddr)] for port in self._ports],
+            "slots": [[sock.fileno() for sock in self._slots[slot]] for slot in sorted(self._slots)],
+            "shared": [sock.fileno() for sock in self._shared],
+            "files": [list(file) for file in self._files],
+        }
+
+    @classmethod
+    def adopt(cls, facts: Mapping[str, Any], slots: int) -> Listeners:
+        """Listeners from what another process has exported; of slots beyond so many we keep no copy.
+
+        Raises:
+            OSError: a descriptor is not there.
+        """
+        listeners = cls()
+        listeners._ports = [_Port(family, tuple(sockaddr)) for family, sockaddr in facts["ports"]]
+        for slot, numbers in enumerate(facts["slots"]):
+            listeners._slots[slot] = [_inherited(number) for number in numbers]
+        for slot in range(slots, len(facts["slots"])):
+            listeners.close_slot(slot)
+        for number in facts["shared"]:
+            listeners.share(_inherited(number))
+        listeners._files = [_UnixFile(*file) for file in facts["files"]]
+        return listeners
+
+    def rename_file(self, path: str) -> None:
+        """Give the one unix socket another name; who connects by the old one meanwhile is not lost."""
+        (file,) = self._files
+        os.rename(file.path, path)
+        self._files = [file._replace(path=path)]
 
     def share(self, sock: Listener) -> None:
         """Take a socket that all slots accept from."""
@@ -293,10 +240,20 @@ class Listeners:
             raise _explain(absent, address)
 
 
-def open_listeners(listen: ListenSettings, slots: int) -> Listeners:
+def _inherited(number: int) -> Listener:
+    os.set_inheritable(number, False)
+    sock = Listener(fileno=number)
+    sock.setblocking(False)
+    return sock
+
+
+def open_listeners(
+    listen: ListenSettings, slots: int, exported: Mapping[str, Any] | None = None
+) -> Listeners:
     """Bind every address of the settings for so many slots; nothing listens yet.
 
     On Linux each slot gets its own SO_REUSEPORT socket per TCP address unless ``accept`` is ``shared``.
+    What another process has exported, for the same addresses, is taken instead of being bound.
 
     Raises:
         SettingsError: an address cannot be read or used.
@@ -308,10 +265,12 @@ def open_listeners(listen: ListenSettings, slots: int) -> Listeners:
         odd = next((a for a in addresses if not isinstance(a, TcpAddress)), None)
         if odd is not None or not can_split:
             raise SettingsError(f"accept=per-worker needs TCP on Linux, not {odd or sys.platform}; use auto")
-    listeners = Listeners()
+    listeners = Listeners() if exported is None else Listeners.adopt(exported, slots)
+    listeners.owns_files = exported is None
     try:
         for address in addresses:
-            listeners._open(address, listen, can_split and listen.accept != "shared")
+            if exported is None or isinstance(address, FdAddress):
+                listeners._open(address, listen, can_split and listen.accept != "shared")
         for slot in range(1, slots):
             listeners.open_slot(slot)
     except (OSError, SettingsError):

@@ -86,6 +86,8 @@ class _ServerWord(IntEnum):
     CRASHES = 6
     RESTARTS = 7
     WATCHED = 8
+    PARTNER = 9
+    PARTNER_SLOTS = 10
 
 
 class ServerRecord(NamedTuple):
@@ -99,6 +101,8 @@ class ServerRecord(NamedTuple):
         crashes: workers that have ended without being told to.
         restarts: workers that were started in a slot that had had one.
         watched: 1 when somebody reads what workers count of their requests.
+        partner: pid of another supervisor that holds the same listeners, during an upgrade; or 0.
+        partner_slots: the slots whose own listeners it holds are those before this one.
     """
 
     pid: int
@@ -110,6 +114,8 @@ class ServerRecord(NamedTuple):
     crashes: int
     restarts: int
     watched: int
+    partner: int
+    partner_slots: int
 
 
 class Record(NamedTuple):
@@ -189,6 +195,11 @@ class Lane:
     def watched(self) -> bool:
         """Whether anybody reads what :meth:`tell_tally` writes."""
         return self._words[_SERVER + _ServerWord.WATCHED] != 0
+
+    @property
+    def partner(self) -> tuple[int, int]:
+        """Pid of another supervisor that holds the same listeners, or 0; of how many slots."""
+        return self._words[_SERVER + _ServerWord.PARTNER], self._words[_SERVER + _ServerWord.PARTNER_SLOTS]
 
     def tell_tally(self, tally: Tally) -> None:
         """Add what was counted since the last time; `tally` is empty then."""

@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from leanserve import logs
+from leanserve.activation import activate
 from leanserve.envfile import load_env_file
 from leanserve.errors import BootFailed, LeanserveError, SettingsError
 from leanserve.listeners import FdAddress, Listeners, open_listeners, parse_address, parse_addresses
@@ -280,6 +281,7 @@ def run_supervised(app: Any, settings: Settings, reread: Callable[[], Settings] 
         SettingsError: a setting cannot be used.
         OSError: an address cannot be bound.
     """
+    settings = activate(settings)
     check_early(app, settings)
     logs.configure(settings.log)
     _warn(settings)

@@ -30,7 +30,7 @@ workers N   have N workers
 drain       finish what runs, then end (as SIGTERM)
 stop        drain, and wait for the end; with --now finish nothing
 dump [N]    write the stacks of all threads of worker N, or of all, to the log
-upgrade     not there yet
+upgrade     replace the supervisor, too: new code, new Python, the same sockets (as SIGUSR2)
 
 Exit codes: 0 done, 1 not done, 2 wrong usage."""
 
@@ -45,7 +45,7 @@ def build_ctl() -> click.Command:
             click.Option(["--pid"], type=int, help="The supervisor's pid, when there are several servers."),
             click.Option(["--socket", "path"], help="Its control socket, when it is in no usual place."),
             click.Option(["--json", "as_json"], is_flag=True, help="Answer in JSON."),
-            click.Option(["--wait"], is_flag=True, help="reload: wait until the last worker is replaced."),
+            click.Option(["--wait"], is_flag=True, help="reload, upgrade: wait until it is done."),
             click.Option(
                 ["--config-only"], is_flag=True,
                 help="reload: read configuration and certificates again, and replace no worker.",
@@ -68,11 +68,9 @@ def _ctl(
         raise SettingsError("ctl workers needs a number")
     if number is not None and order not in ("workers", "dump"):
         raise SettingsError(f"ctl {order} takes no number")
-    for option, owner in (("wait", "reload"), ("config_only", "reload"), ("now", "stop")):
-        if more[option] and order != owner:
-            raise SettingsError(f"--{option.replace('_', '-')} is for ctl {owner}")
-    if order == "upgrade":
-        return _tell({"ok": False, "text": "upgrade is not there yet; reload brings new code"}, as_json)
+    for option, owners in (("wait", ("reload", "upgrade")), ("config_only", ("reload",)), ("now", ("stop",))):
+        if more[option] and order not in owners:
+            raise SettingsError(f"--{option.replace('_', '-')} is for ctl {' and '.join(owners)}")
     client = Client(find_server(pid, path))
     if order == "status":
         status = client.status()
@@ -125,6 +123,30 @@ def _reload(
     return {"ok": True, "text": f"replaced {len(before)} workers"}
 
 
+def _upgrade(client: Client, _number: int, *, wait: bool, timeout: float, **_: Any) -> dict[str, Any]:
+    old = client.status()["server"]["pid"]
+    answer = client.order("upgrade")
+    if not wait or not answer["ok"]:
+        return answer
+    end = time.monotonic() + timeout
+    while server := _old_server(client, old):
+        if not server["upgrading_to"]:
+            return {"ok": False, "text": "the old supervisor goes on: the new one failed, as the log says"}
+        if time.monotonic() > end:
+            return {"ok": False, "text": f"the new supervisor has not taken over within {timeout:g} s"}
+        time.sleep(_PAUSE_S)
+    return {"ok": True, "text": f"supervisor pid {old} is replaced"}
+
+
+def _old_server(client: Client, pid: int) -> dict[str, Any]:
+    """What the supervisor with this pid says of itself; empty when its socket is gone, or another one's."""
+    try:
+        server: dict[str, Any] = client.status()["server"]
+    except ServerGone:
+        return {}
+    return server if server["pid"] == pid else {}
+
+
 def _pids(status: dict[str, Any]) -> set[int]:
     return {worker["pid"] for worker in status["workers"]}
 
@@ -151,5 +173,5 @@ _ORDERS: dict[str, Any] = {
     "drain": _drain,
     "stop": _stop,
     "dump": _dump,
-    "upgrade": None,
+    "upgrade": _upgrade,
 }

@@ -9,6 +9,7 @@ import logging
 import signal
 from typing import Any
 
+from leanserve.activation import forget_manager
 from leanserve.admin.app import AdminApp
 from leanserve.channel import AdminSpec, Channel
 from leanserve.scoreboard import Scoreboard
@@ -29,6 +30,7 @@ _LIST_S = 0.25
 def main(spec: AdminSpec) -> int:
     """Serve until the supervisor ends this process, or itself."""
     prepare_signals()
+    forget_manager()
     if not die_with_parent(spec.parent_pid, signal.SIGKILL):
         return 1
     # One that goes to the whole group (systemd does that) begins a drain, and a drain is to be seen.
@@ -42,8 +44,10 @@ async def _serve(spec: AdminSpec) -> None:
     orders = Orders(spec.channel)
     app = AdminApp(spec.settings, Scoreboard(spec.scoreboard_fd), orders)
     settings = Settings.build(lifespan="off", access_log=False, proxy_headers=False)
-    await Worker(app, settings, spec.listeners).start()
+    worker = Worker(app, settings, spec.listeners)
+    await worker.start()
     await orders.wait_end()
+    await worker.drain(keep_listeners=len(spec.listeners))
 
 
 class Orders:
@@ -58,7 +62,7 @@ class Orders:
         asyncio.get_running_loop().add_reader(channel.fileno(), self._read)
 
     async def wait_end(self) -> None:
-        """Wait until the supervisor is gone."""
+        """Wait until the supervisor is gone (which ends this process anyway), or another one takes over."""
         await self._end.wait()
 
     async def give(self, order: str, number: int) -> tuple[bool, str]:
@@ -95,7 +99,9 @@ class Orders:
     def _read(self) -> None:
         try:
             for message in self._channel.receive():
-                if "dead" in message:
+                if "retire" in message:
+                    self._end.set()
+                elif "dead" in message:
                     _bury_gauges(int(message["dead"]))
                 elif "running" in message:
                     if message["id"] in self._lists:

@@ -14,8 +14,9 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
+from typing import Any
 
 from leanserve.channel import AdminSpec, Channel
 from leanserve.errors import SettingsError
@@ -44,6 +45,7 @@ class Control:
         leave: what a forked process has to leave behind, besides what is the crew's.
         obey: runs an order (its name, a number) and says what it did; ValueError says why it did not.
         entry: dotted name of what the process runs; resolved there, never here.
+        exported: what :meth:`export` of another supervisor's said, whose sockets are to be ours.
 
     Raises:
         SettingsError: the address cannot be used.
@@ -57,6 +59,7 @@ class Control:
         leave: Callable[[], None],
         obey: Callable[[str, int], str],
         entry: str = "leanserve.admin.process:main",
+        exported: Mapping[str, Any] | None = None,
     ) -> None:
         self.start_at_s = inf
         self.pid = 0
@@ -66,14 +69,18 @@ class Control:
         self._obey = obey
         self._entry = entry
         self._restarts = Restarts(settings.pool)
-        self._opened: list[Listeners] = []
+        self._opened: dict[str, Listeners] = {}
+        self._adopted = {word: Listeners.adopt(facts, 1) for word, facts in (exported or {}).items()}
+        for adopted in self._adopted.values():
+            adopted.owns_files = False
+        self._retired = False
         self._channel: Channel | None = None
         self._asked: set[int] = set()
         self._dead: deque[int] | None = None
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             self._dead = deque(maxlen=_KEPT_DEAD)  # the admin process tells prometheus_client of them
         if settings.admin.admin is not None:
-            self._listen(settings.admin.admin)
+            self._listen(settings.admin.admin, settings.admin.admin)
         crew.leave_more = self._leave_in_child
 
     _selector: selectors.BaseSelector
@@ -87,24 +94,34 @@ class Control:
         """The process stands from the beginning, whether or not anybody connects."""
         return self._settings.admin.admin is not None or self._dead is not None
 
-    def _listen(self, address: str) -> None:
+    def _listen(self, word: str, address: str) -> Listeners:
         # It listens at once, so that no second server can bind the port; who connects early waits.
-        opened = open_listeners(ListenSettings(bind=(address,), uds_mode=0o600, accept="shared"), 1)
-        self._opened.append(opened)
+        listen = ListenSettings(bind=(address,), uds_mode=0o600, accept="shared")
+        adopted = word in self._adopted
+        opened = self._opened[word] = self._adopted.pop(word) if adopted else open_listeners(listen, 1)
         for sock in opened.sockets(0):
             sock.listen(_BACKLOG)
+        return opened
 
     def _sockets(self) -> list[socket.socket]:
-        return [sock for opened in self._opened for sock in opened.sockets(0)]
+        return [sock for opened in self._opened.values() for sock in opened.sockets(0)]
 
     # Life
 
     def open(self, selector: selectors.BaseSelector) -> None:
-        """Open the control socket; start the process, or wait for the first who asks."""
+        """Open the control socket; start the process, or wait for the first who asks.
+
+        From here on sockets of another supervisor's are ours, and not before.
+        """
         self._selector = selector
-        for url in [url for opened in self._opened for url in opened.describe()]:
+        for url in [url for opened in self._opened.values() for url in opened.describe()]:
             logger.info("admin on %s", url)
         self._open_control_socket()
+        for opened in (*self._opened.values(), *self._adopted.values()):
+            opened.owns_files = True
+        for unwanted in self._adopted.values():
+            unwanted.close()
+        self._adopted.clear()
         if self._opened or self._dead is not None:
             self.start_at_s = 0.0
 
@@ -113,11 +130,31 @@ class Control:
         if path is None or not hasattr(socket, "AF_UNIX"):
             return
         try:
-            self._listen(f"unix:{control_path(os.getpid()) if path == 'auto' else path}")
+            address = control_path(os.getpid()) if path == "auto" else path
+            opened = self._listen(f"control {path}", f"unix:{address}")
+            if path == "auto" and opened.addresses != (address,):
+                opened.rename_file(address)
         except (OSError, SettingsError) as error:
             # Not worth a server that does not start: a read-only file system has no place for it.
             level = logging.DEBUG if path == "auto" else logging.WARNING
             logger.log(level, "no control socket: %s", getattr(error, "strerror", None) or error)
+
+    def export(self) -> dict[str, Any]:
+        """Its sockets, for another supervisor: by what the settings say of each."""
+        return {word: opened.export() for word, opened in self._opened.items()}
+
+    def retire(self) -> None:
+        """Another supervisor has all the sockets: the process answers whom it has accepted, and leaves."""
+        self._retired = True
+        self.start_at_s = inf
+        for opened in self._opened.values():
+            opened.owns_files = False
+        if self._channel is not None:
+            self._channel.send({"retire": True})
+        else:
+            for sock in self._sockets():
+                with contextlib.suppress(KeyError):  # nobody watches before the process may start
+                    self._selector.unregister(sock)
 
     def keep_time(self, now_s: float) -> None:
         """Start the process, or wait for somebody who asks, when it is time."""
@@ -162,7 +199,7 @@ class Control:
         """In a worker: our sockets and channel. A copy there would hold the port when all others are gone."""
         if self._channel is not None:
             self._channel.close()
-        for opened in self._opened:
+        for opened in (*self._opened.values(), *self._adopted.values()):
             opened.release()
 
     def reap(self) -> None:
@@ -177,6 +214,8 @@ class Control:
             return
         self.pid = 0
         self._forget_channel()
+        if self._retired:
+            return
         now = time.monotonic()
         wait = self._restarts.note_crash(0, now, now - self._born_s)
         if wait is None:  # nobody is served worse for it, so the server does not give up
@@ -201,7 +240,7 @@ class Control:
                 os.waitpid(self.pid, 0)
         if self._channel is not None:
             self._channel.close()
-        for opened in self._opened:
+        for opened in (*self._opened.values(), *self._adopted.values()):
             opened.close()
 
     # What comes

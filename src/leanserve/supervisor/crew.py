@@ -34,6 +34,7 @@ class Crew:
         fork: forks a worker, with `preload`.
         leave_templates: called in whatever is forked: what it has to leave behind of `preload`.
         leave_more: called in a forked worker: what it has to leave behind that is not the crew's.
+        leave_upgrade: the same, in every forked process, for the channel between two supervisors.
 
     Raises:
         SettingsError: the limits of admission are larger than what can be counted here.
@@ -64,6 +65,7 @@ class Crew:
         self.fork: Callable[[WorkerSpec], int] | None = None
         self.leave_templates: Callable[[], None] = lambda: None
         self.leave_more: Callable[[], None] = lambda: None
+        self.leave_upgrade: Callable[[], None] = lambda: None
 
     def reconfigure(self, settings: Settings, in_place: dict[str, Any]) -> None:
         """Have new workers begin with `settings`, and tell those that there are what changes in place."""
@@ -121,6 +123,7 @@ class Crew:
         if not but_more:
             self.leave_more()
         self.leave_templates()
+        self.leave_upgrade()
         if ours is not None:
             ours.close()
         for child in self.children.values():

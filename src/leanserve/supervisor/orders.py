@@ -34,6 +34,7 @@ class Orders:
             "hurry": self._hurry,
             "dump": self._dump,
             "abort": self._abort,
+            "upgrade": lambda _number: supervisor.upgrade.start(),
         }
 
     def obey(self, order: str, number: int) -> str:

@@ -45,12 +45,13 @@ class Steering:
         """
         for slot in range(slots):
             for port, listener in enumerate(self._listeners.sockets(slot)):
-                is_own = port < self._listeners.ports
                 if not _listens(listener):
                     with contextlib.suppress(OSError):  # the worker meets the same error, and tells it
                         listener.listen(self._backlog)
-                        if is_own and self._groups is not None:
-                            self._groups[port].append(listener)
+                # Those that listen already are another supervisor's, and began in the same order.
+                group = self._groups[port] if self._groups and port < self._listeners.ports else None
+                if group is not None and listener not in group and _listens(listener):
+                    group.append(listener)
         child.channel.send({"order": "open"})
 
     def introduce(self, child: Child, slots: int) -> None:

@@ -16,7 +16,6 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from leanserve.errors import SettingsError
-from leanserve.listeners import open_listeners
 from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import ReloadSettings, Settings, uses_tls
 from leanserve.supervisor.budget import StartBudget
@@ -25,6 +24,8 @@ from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_ex
 from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.hang import Hangs
+from leanserve.supervisor.inherit import Inheritance
+from leanserve.supervisor.notify import Notifier
 from leanserve.supervisor.orders import FIXED, Orders
 from leanserve.supervisor.pool import Restarts, count_workers
 from leanserve.supervisor.reconfigure import reconfigure
@@ -33,6 +34,7 @@ from leanserve.supervisor.signals import SignalQueue
 from leanserve.supervisor.states import SupervisorMachine, SupervisorMove, SupervisorState
 from leanserve.supervisor.steering import Steering
 from leanserve.supervisor.template import Preload
+from leanserve.supervisor.upgrade import Upgrade
 
 if TYPE_CHECKING:
     from leanserve.supervisor.reload import Watcher
@@ -74,17 +76,23 @@ class Supervisor:
         self._reread = reread
         self.machine = SupervisorMachine()
         self.slots, self._slots_why = count_workers(settings.pool)
-        self.listeners = open_listeners(settings.listen, self.slots)
+        self.inheritance = Inheritance(self, os.environ)
+        self.listeners = self.inheritance.open_listeners(settings.listen, self.slots)
         self._signals = SignalQueue()
         self.has_threads = settings.pool.worker_kind == "thread"
         loops = self.slots if self.has_threads else 1
         self.crew = Crew(app, settings, self.listeners, self._signals, entry, loops)
         try:
             self._orders = Orders(self)
-            self._control = Control(settings, self.crew, self.listeners.release, self._orders.obey)
+            self.control = Control(
+                settings, self.crew, self.listeners.release, self._orders.obey,
+                exported=self.inheritance.control,
+            )  # fmt: skip
         except (SettingsError, OSError):
             self.listeners.close()
             raise
+        self.upgrade = Upgrade(self)
+        self.notifier = Notifier(os.environ)
         self._steering = Steering(self.listeners, self.crew, settings.listen.backlog)
         self._preload = Preload(
             app, settings, self.crew, self.listeners.release, entry,
@@ -92,9 +100,9 @@ class Supervisor:
         )  # fmt: skip
         self._restarts = Restarts(settings.pool)
         self._hangs = Hangs(self.crew)
-        self._selector = selectors.DefaultSelector()
+        self.selector = selectors.DefaultSelector()
         self._start_at: dict[int, float] = {}
-        self.roll = Roll(settings.roll, self.crew, self.machine, self._start, self._last_moment)
+        self.roll = Roll(settings.roll, self.crew, self.machine, self._start, self.last_moment)
         self._budget = StartBudget(settings.roll, self.crew)
         self._watcher = _watch(settings.reload) if settings.reload.reload else None
         self._orphans: set[int] = set()
@@ -115,16 +123,16 @@ class Supervisor:
         """
         self._signals.open()
         try:
-            self._selector.register(self._signals, selectors.EVENT_READ)
+            self.selector.register(self._signals, selectors.EVENT_READ)
             if self._watcher is not None:
                 self._watcher.open()
-                self._selector.register(self._watcher, selectors.EVENT_READ)
+                self.selector.register(self._watcher, selectors.EVENT_READ)
             logger.info("starting %d worker%s, supervisor pid %d", *self._counted())
             if self._slots_why:
                 logger.info("%s", self._slots_why)
             self.crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
-            self._control.open(self._selector)
-            self._preload.open(self._selector)
+            self.inheritance.begin()
+            self._preload.open(self.selector)
             for slot in self._heads():
                 self._start(slot)
             while self.machine.state is not SupervisorState.STOPPED:
@@ -142,7 +150,7 @@ class Supervisor:
             logger.info("listening on %s", url)
 
     def _close(self, *, then_exit: bool) -> None:
-        self._control.close()
+        self.control.close()
         for child in list(self.crew.children.values()):
             child.kill()  # only an error of ours leads here with children left
             os.waitpid(child.pid, 0)
@@ -150,7 +158,7 @@ class Supervisor:
         self._preload.close()
         if self._watcher is not None:
             self._watcher.close()
-        self._selector.close()
+        self.selector.close()
         self._signals.close(ignore=then_exit)
         self.crew.close()
         self.listeners.close()
@@ -160,15 +168,15 @@ class Supervisor:
     def _wait(self) -> None:
         """One turn: sleep, then deal with what has come."""
         self._publish()
-        if self.machine.state is not SupervisorState.STOPPING:
+        if self.machine.state is not SupervisorState.STOPPING and self.inheritance.owner:
             self._steering.aim(self.slots)
         now = time.monotonic()
-        times = [self._control.start_at_s, self._preload.start_at_s]
-        times += [self._budget.next_s, self._hangs.look_at_s]
+        times = [self.control.start_at_s, self._preload.start_at_s, self.upgrade.wake_at_s]
+        times += [self._budget.next_s, self._hangs.look_at_s, self.notifier.next_s]
         times += [child.kill_at_s for child in self.crew.children.values()]
         next_time = min([*times, *self._start_at.values()])
         timeout = None if next_time == inf else max(next_time - now, 0)
-        ready = self._selector.select(timeout)
+        ready = self.selector.select(timeout)
         for number in self._signals.take():
             self._handle(number)
         # The dead before the living: the word of one that is gone by now must not send its predecessor away.
@@ -176,10 +184,12 @@ class Supervisor:
         for key, _ in ready:
             if isinstance(key.data, Child) and self._lives(key.data):
                 self._hear(key.data)
-            elif key.data is self._control:
-                self._control.handle(key.fileobj)
+            elif key.data is self.control:
+                self.control.handle(key.fileobj)
             elif key.data is self._preload:
                 self._preload.handle(key.fileobj)
+            elif key.data in (self.upgrade, self.inheritance):
+                key.data.hear()
             elif key.fileobj is self._watcher and self._watcher is not None:
                 self._look_at_files(self._watcher)
         self._keep_times()
@@ -191,13 +201,15 @@ class Supervisor:
             slots=self.slots, crashes=self._restarts.total, restarts=self.crew.restarts,
             stopping=state >= SupervisorState.STOPPING, rolling=state is SupervisorState.ROLLING,
         )  # fmt: skip
+        ready = [child for child in self.crew.children.values() if child.state is ChildState.READY]
+        self.notifier.look(state, len(ready), self.slots, time.monotonic())
 
     def _look_at_files(self, watcher: Watcher) -> None:
         try:
             self._reload(watcher.take())
         except EOFError:
             logger.error("the process that watches for changes has died; start again to reload on changes")
-            self._selector.unregister(watcher)
+            self.selector.unregister(watcher)
             watcher.close()
             self._watcher = None
 
@@ -217,9 +229,13 @@ class Supervisor:
             del self._start_at[slot]
             self._start(slot)
         self._budget.keep_time(now)
-        self._control.keep_time(now)
+        self.control.keep_time(now)
         self._hangs.keep_time(now, self.settings)
         self._preload.keep_time(now)
+        self.upgrade.keep_time(now)
+        alone = not self.crew.children and not self.upgrade.under_way
+        if self.machine.state is SupervisorState.STOPPING and alone:
+            self.machine.advance(SupervisorMove.ALL_GONE)
 
     # Workers
 
@@ -238,7 +254,7 @@ class Supervisor:
                 self._start_at[slot] = time.monotonic() + _FORK_AGAIN_S
             return
         self._budget.begin(child)
-        self._selector.register(child.channel, selectors.EVENT_READ, child)
+        self.selector.register(child.channel, selectors.EVENT_READ, child)
         logger.debug("worker %s started", child)
 
     def _heads(self) -> range:
@@ -263,7 +279,7 @@ class Supervisor:
                 elif event == "failed":
                     child.error, child.trace = str(message.get("error")), str(message.get("trace"))
                 elif event == "running":
-                    self._control.pass_on(child, message)
+                    self.control.pass_on(child, message)
                 elif event == "extend":
                     self._budget.extend(child, float(message.get("seconds", 0)))
                 elif event == "full":
@@ -274,7 +290,7 @@ class Supervisor:
 
     def _forget(self, child: Child) -> None:
         with contextlib.suppress(KeyError):  # forgotten before
-            self._selector.unregister(child.channel)
+            self.selector.unregister(child.channel)
 
     def _ready(self, child: Child, seconds: float) -> None:
         child.machine.advance(ChildMove.TOLD_READY)
@@ -287,26 +303,27 @@ class Supervisor:
         self.machine.advance(SupervisorMove.READY)
         child.booted = True
         self._steering.introduce(child, self.slots)
+        self.inheritance.note_ready()
         if child.state is ChildState.READY and self._lives(child):
             for older in self._older(child):
-                older.retire("retire", self._last_moment(older))
+                older.retire("retire", self.last_moment(older))
             self.roll.next()
 
     def _reap(self) -> None:
-        self._control.reap()
+        self.control.reap()
+        self.upgrade.reap()
         for child, code in self.crew.take_ended():
             self._hear(child)  # its last words
             self._forget(child)
-            self._control.note_death(child.pid)
+            self.control.note_death(child.pid)
+            self.upgrade.note_death(child.pid)
             state = ChildState.STARTING if self._budget.forget(child) else child.state
             child.bury()
             self._steering.note_death(child)
             self._ended(child, state, code)
         self._preload.reap(stopping=self.machine.state is SupervisorState.STOPPING)
-        if self.machine.state is SupervisorState.STOPPING and not self.crew.children:
-            self.machine.advance(SupervisorMove.ALL_GONE)
         if os.getpid() == 1:
-            reap_strangers({*self.crew.children, *self._preload.pids, self._control.pid})
+            reap_strangers({*self.crew.children, *self._preload.pids, self.control.pid})
 
     def _ended(self, child: Child, state: ChildState, code: int) -> None:
         if self.machine.state is SupervisorState.STOPPING:
@@ -374,7 +391,7 @@ class Supervisor:
 
     # Signals
 
-    def _last_moment(self, child: Child | None = None) -> float:
+    def last_moment(self, child: Child | None = None) -> float:
         """When a worker that is told to leave now has had its time; monotonic seconds."""
         if child is not None and child.state is ChildState.STARTING:
             return time.monotonic() + _BOOT_GRACE_S
@@ -382,6 +399,19 @@ class Supervisor:
         lifespan = self.settings.load.lifespan_shutdown_timeout
         wait = drain.pre_stop_delay + drain.drain_timeout + _CUT_S + drain.kill_grace
         return time.monotonic() + wait + (inf if lifespan is None else lifespan)
+
+    def hand_over(self, slots: int) -> None:
+        """Another supervisor serves, on the listeners of so many slots: let our workers finish and leave."""
+        while self.slots > slots and not self.has_threads:
+            self.remove_worker()
+        self.machine.advance(SupervisorMove.STOP)
+        self._start_at.clear()
+        self.roll.clear()
+        self.listeners.owns_files = False
+        for child in self.crew.children.values():
+            if child.state <= ChildState.READY:
+                child.retire("retire", self.last_moment(child))
+        self.control.retire()
 
     def stop(self) -> None:
         """The first time: drain. Again: hurry."""
@@ -392,22 +422,25 @@ class Supervisor:
         else:
             limit = self.settings.drain.drain_timeout
             logger.info("stopping: what runs gets up to %g s to finish; a second signal hurries", limit)
+        self.upgrade.stop(again=again)
         self._start_at.clear()
         self.roll.clear()
         self._preload.stop()
         if not again:
             ready = [child for child in self.crew.children.values() if child.state is ChildState.READY]
             accepting = {slot for child in ready for slot in child.slots}
-            self._orphans = set(range(self.slots)) - accepting
+            kept = {slot for slot in range(self.slots) if self.inheritance.order_to_stop(slot) == "retire"}
+            self._orphans = set(range(self.slots)) - accepting - kept
             if not accepting:
                 self._refuse_orphans()  # else when a worker has left: each empties the queues of all
         for child in self.crew.children.values():
+            order = self.inheritance.order_to_stop(child.slot)
             if child.state is ChildState.STARTING:
-                child.retire("drain", time.monotonic() + _BOOT_GRACE_S)
+                child.retire(order, time.monotonic() + _BOOT_GRACE_S)
             elif again:
                 child.retire("hurry", time.monotonic() + _HURRY_S)
             else:
-                child.retire("drain", self._last_moment())
+                child.retire(order, self.last_moment())
 
     def _refuse_orphans(self) -> None:
         """Slots that nobody accepts from listen no more."""
@@ -417,6 +450,7 @@ class Supervisor:
     def _quit(self) -> None:
         self.machine.advance(SupervisorMove.STOP)
         logger.warning("SIGQUIT: killing all workers")
+        self.upgrade.quit()
         self._start_at.clear()
         self._preload.stop()
         for child in self.crew.children.values():
@@ -446,13 +480,23 @@ class Supervisor:
     def roll_workers(self) -> None:
         """Give every worker a successor."""
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            if self.upgrade.postpones_roll():
+                return
             logger.info("replacing all workers, one after the other")
             self.roll.replace_all(self._heads())
 
-    def add_worker(self) -> None:
+    def _may_change(self) -> bool:
+        """Whether the number of workers may change now."""
+        if self.upgrade.under_way or not self.inheritance.owner:
+            logger.error("an upgrade is under way: the number of workers stays until it is over")
+            return False
         if self.has_threads:
-            logger.error("no worker added: %s", FIXED)
-        elif self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            logger.error("the number of workers stays: %s", FIXED)
+            return False
+        return self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING)
+
+    def add_worker(self) -> None:
+        if self._may_change():
             if self.slots == MAX_SLOTS:
                 logger.error("no worker added: there are %d, the most that one server can have", MAX_SLOTS)
                 return
@@ -468,16 +512,14 @@ class Supervisor:
     def remove_worker(self) -> None:
         if self.slots == 1:
             logger.warning("the last worker stays; stop the server with SIGTERM")
-        elif self.has_threads:
-            logger.error("no worker removed: %s", FIXED)
-        elif self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+        elif self._may_change():
             logger.info("removing worker %d", self.slots)
             self.slots -= 1
             self._steering.aim(self.slots)
             self._start_at.pop(self.slots, None)
             children = self.crew.in_slot(self.slots)
             for child in children:
-                child.retire("leave", self._last_moment(child))
+                child.retire("leave", self.last_moment(child))
             # The slot's own listeners end with the worker that empties their queues; the slot may be back
             # before that, with new ones.
             booted = [child for child in children if child.booted]
@@ -501,4 +543,5 @@ _HANDLERS = {
     "SIGHUP": Supervisor._hang_up,
     "SIGTTIN": Supervisor.add_worker,
     "SIGTTOU": Supervisor.remove_worker,
+    "SIGUSR2": lambda supervisor: supervisor.upgrade.on_signal(),
 }

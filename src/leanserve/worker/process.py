@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from leanserve.activation import forget_manager
 from leanserve.asgi.interfaces import load_app
 from leanserve.channel import DUMP_SIGNAL, Channel, WorkerSpec
 from leanserve.errors import BootFailed, SettingsError
@@ -61,6 +62,7 @@ _EXIT_SETTINGS, _EXIT_BOOT, _EXIT_BUG = 2, 3, 1
 def main(spec: WorkerSpec) -> int:
     """Import the application, serve it until told to stop, and return the exit code of the process."""
     prepare_signals()
+    forget_manager()
     if not die_with_parent(spec.parent_pid):
         return _EXIT_BUG
     _answer_dump_signal()
@@ -119,7 +121,7 @@ def prepare_signals() -> None:
 
     SIGTERM keeps its default until the application is up: who imports or loads a model ends at once.
     """
-    for name in ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU"):
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -196,7 +198,7 @@ async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
         wakeups=wakeups,
         shared=spec.shared,
     )
-    orders = Orders(channel, _Single(worker, wakeups, spec))
+    orders = Orders(channel, _Single(worker, wakeups, spec), spec.slot, lane)
     await worker.start(orders.wait_turn)
     orders.hear_signals()
     channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
@@ -245,9 +247,11 @@ class _Single:
 class Orders:
     """What the supervisor says, and that it is gone."""
 
-    def __init__(self, channel: Channel, target: Ordered) -> None:
+    def __init__(self, channel: Channel, target: Ordered, slot: int, lane: Lane | None) -> None:
         self._channel = channel
         self._target = target
+        self._slot = slot
+        self._lane = lane
         self._loop = asyncio.get_running_loop()
         self._turn: asyncio.Future[None] = self._loop.create_future()
         self._stop: asyncio.Future[str] = self._loop.create_future()
@@ -286,7 +290,7 @@ class Orders:
                     self._take(str(message.get("order")))
         except EOFError:
             self._loop.remove_reader(self._channel.fileno())
-            self._take("drain")
+            self._take(_order_of_orphan(self._slot, self._lane))
             self._loop.call_later(_ORPHAN_HURRY_S, self._target.hurry)
 
     def _take(self, order: str) -> None:
@@ -298,6 +302,19 @@ class Orders:
             self._target.hurry()
         if not self._stop.done():
             self._stop.set_result(order)
+
+
+def _order_of_orphan(slot: int, lane: Lane | None) -> str:
+    """What a worker does whose supervisor is gone: in the middle of an upgrade another one, which lives,
+    holds the same listeners, and they must not stop to listen."""
+    partner, slots = (0, 0) if lane is None else lane.partner
+    if not partner:
+        return "drain"
+    try:
+        os.kill(partner, 0)
+    except OSError:
+        return "drain"
+    return "retire" if slot < slots else "leave"
 
 
 def _end_with_parent(channel: int) -> None:

@@ -183,7 +183,7 @@ async def serve(spec: WorkerSpec, app: Any, lanes: Sequence[Lane | None]) -> Non
         BaseException: what has ended a thread.
     """
     crowd = _Crowd(spec.channel)
-    loops, orders = crowd.loops, Orders(spec.channel, crowd)
+    loops, orders = crowd.loops, Orders(spec.channel, crowd, spec.slot, lanes[0])
     # After an error: whoever comes next holds the listeners, or the supervisor closes them.
     last = ["retire", "hurry"]
     try:
