@@ -92,7 +92,7 @@ def _server(view: View) -> dict[str, Any]:
         "state": next((word for word, is_so in words.items() if is_so), "booting"),
         "uptime_s": view.age_s(server.born_ns),
         "counted_s": max(view.counted_ns - server.born_ns, 0) / 1e9,
-        "upgrading_to": server.partner,
+        "upgrading_to": server.partner or None,
         "workers": server.slots,
         "crashes": server.crashes,
         "restarts": server.restarts,

@@ -188,8 +188,10 @@ class Supervisor:
                 self.control.handle(key.fileobj)
             elif key.data is self._preload:
                 self._preload.handle(key.fileobj)
-            elif key.data in (self.upgrade, self.inheritance):
-                key.data.hear()
+            elif key.data is self.upgrade:
+                self.upgrade.hear()
+            elif key.data is self.inheritance:
+                self.inheritance.hear()
             elif key.fileobj is self._watcher and self._watcher is not None:
                 self._look_at_files(self._watcher)
         self._keep_times()
@@ -471,6 +473,9 @@ class Supervisor:
         self.settings, text = reconfigure(self.settings, self._reread, self.crew)
         return text
 
+    def _upgrade(self) -> None:
+        self.upgrade.on_signal()
+
     def roll_all(self) -> None:
         """Give every worker a successor, with new code."""
         runs = self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING)
@@ -543,5 +548,5 @@ _HANDLERS = {
     "SIGHUP": Supervisor._hang_up,
     "SIGTTIN": Supervisor.add_worker,
     "SIGTTOU": Supervisor.remove_worker,
-    "SIGUSR2": lambda supervisor: supervisor.upgrade.on_signal(),
+    "SIGUSR2": Supervisor._upgrade,
 }

@@ -66,7 +66,7 @@ class Acceptor:
         # Inherited sockets may serve others, and will when we are gone.
         self._lent = (listen.fd is not None) + sum(bind.startswith("fd:") for bind in listen.bind)
         self._listeners = list(listeners)
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.Server] = []
         self._adopting: set[asyncio.Task[None]] = set()
         self._complain = complain
         self._wakeups = wakeups
@@ -149,8 +149,18 @@ class Acceptor:
         sends them again a second later, and is then refused), handshakes under way get time to end, the
         queue is emptied, and only then the socket stops listening.
         """
-        if self._wakeups is not None and not keep:
-            self._wakeups.empty()
+        if self._wakeups is not None:
+            if not keep:
+                self._wakeups.empty()
+            self._wakeups.close()
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            # asyncio makes the transport in a task, which fails without a word when its server is closed by
+            # then, and the connection is reset: so accept no more, let the tasks run, and close the server.
+            for sock in (sock for server in self._servers for sock in server.sockets):
+                loop.remove_reader(sock)
+            for _ in range(_ARRIVAL_TURNS):
+                await asyncio.sleep(0)
         self.pause()
         for _ in range(_ARRIVAL_TURNS):
             await asyncio.sleep(0)
