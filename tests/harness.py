@@ -110,6 +110,7 @@ class Serving:
         certificates: serves TLS with them.
         uds: path of a unix socket to serve on.
         listener: a listening socket to hand over by descriptor.
+        directory: where it is started.
     """
 
     app: str
@@ -120,6 +121,7 @@ class Serving:
     uds: Path | None = None
     listener: socket.socket | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    directory: Path | None = None
     exit_code: int | None = 0
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
@@ -161,7 +163,7 @@ class Serving:
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                pass_fds=descriptors, start_new_session=True,
+                pass_fds=descriptors, start_new_session=True, cwd=self.directory,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
             )
 

@@ -23,17 +23,21 @@ class Upgradable(Serving):
 
     Attributes:
         folder: where its applications are, which it imports before all others.
-        line: the command, when it is not `python -m leanserve`; the place of the application is behind it.
+        line: the command behind Python, when it is not what a :class:`Serving` runs.
+        python: by what path Python is called.
     """
 
     folder: Path | None = None
     line: Sequence[str] = field(default_factory=list)
+    python: Path | None = None
 
     def command(self) -> list[str]:
         found = super().command()
         if self.line:
-            return [sys.executable, *self.line]
-        if self.folder is not None:
+            found = [sys.executable, *self.line]
+            if self.python is not None:
+                found[0] = str(self.python)
+        elif self.folder is not None:
             found[found.index("--app-dir") + 1] = str(self.folder)
         return found
 
@@ -42,6 +46,12 @@ class Upgradable(Serving):
         """The pid of the supervisor that is the server now."""
         taken = re.findall(r"\[(\d+)\] INFO upgrade: taken over from", self.output)
         return int(taken[-1]) if taken else self.pid
+
+    @property
+    def newcomer(self) -> int:
+        """The pid of the youngest supervisor that has begun to take over; waits for it."""
+        self.wait_output("INFO upgrade: to take over from")
+        return int(re.findall(r"\[(\d+)\] INFO upgrade: to take over", self.output)[-1])
 
     def signal(self, number: signal.Signals) -> None:
         """To the supervisor that is the server now, alone."""
@@ -53,7 +63,10 @@ class Upgradable(Serving):
         def enough() -> bool:
             return len(re.findall(text, self.output)) >= count
 
-        wait_until(enough, WITHIN_S, f"{count} x {text!r} in\n{self.output}")
+        try:
+            wait_until(enough, WITHIN_S, f"{count} x {text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error} in\n{self.output}") from None
 
     def wait_left(self, pid: int) -> None:
         """Wait until a supervisor has ended; the first one is our child, and has to end well."""
@@ -85,7 +98,6 @@ class Upgradable(Serving):
         os.kill(self.supervisor, signal.SIGTERM)
         wait_until(lambda: not self.members(), WITHIN_S, f"the end of all\n{self.output}")
         self.running.wait(5)
-        assert "Traceback" not in self.output, self.output
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

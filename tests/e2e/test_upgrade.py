@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness import Certificates, Load, Serving, alive, descendants, fetch, free_port, wait_until
+from supervised import Supervised
 from upgraded import Upgradable
 
 Start = Callable[..., Upgradable]
@@ -59,6 +60,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         it.environment = {"PYTHONDONTWRITEBYTECODE": "1", **it.environment}
         started.append(it)
         it.__enter__()
+        it.wait_output("listening on")  # its supervisor knows, too
         return it
 
     yield begin
@@ -155,7 +157,7 @@ def test_a_request_that_takes_long_is_finished_by_the_old_one(start: Start) -> N
     [("raise ValueError('no such model')", "no such model"), ("os._exit(7)", "exit code 7")],
 )
 def test_a_failed_upgrade_leaves_the_old_one(start: Start, tmp_path: Path, startup: str, said: str) -> None:
-    server = start("--workers", "2")
+    server = start("--workers", "2", "--lifespan", "on")
     with Load(server, threads=3) as kept, Load(server, threads=2, requests_per_connection=1) as single:
         write_app(tmp_path, "2", startup)
         server.signal(signal.SIGUSR2)
@@ -189,22 +191,14 @@ def test_a_second_one_is_refused_meanwhile(start: Start, tmp_path: Path) -> None
     server = start()
     write_app(tmp_path, "2", "await asyncio.sleep(600)")
     server.signal(signal.SIGUSR2)
-    server.wait_output("to take over from supervisor pid")
+    new = server.newcomer
     server.signal(signal.SIGUSR2)
     server.wait_output("no upgrade: one is under way already")
-    server.signal(signal.SIGTTIN)
-    server.wait_output("the number of workers stays")
-    (new,) = descendants(server.pid) - set(server.worker_pids(1)) - _workers_of(server, "to take over")
+    for pid, said in ((server.pid, 1), (new, 2)):
+        os.kill(pid, signal.SIGTTIN)
+        server.wait_output("the number of workers stays", said)
     os.kill(new, signal.SIGUSR2)
-    server.wait_output("no upgrade: this supervisor has not taken over|no upgrade: not while")
-
-
-def _workers_of(server: Upgradable, _word: str) -> set[int]:
-    """The workers of a new supervisor that has not taken over: grandchildren of the old one."""
-    import re
-
-    (new,) = re.findall(r"\[(\d+)\] INFO upgrade: to take over", server.output)
-    return descendants(int(new))
+    server.wait_output("no upgrade: not while the server is BOOTING")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
@@ -213,7 +207,7 @@ def test_a_stop_meanwhile_stops_both(start: Start, tmp_path: Path, number: signa
     server = start("--workers", "2")
     write_app(tmp_path, "2", "await asyncio.sleep(600)")
     server.signal(signal.SIGUSR2)
-    server.wait_output("to take over from supervisor pid")
+    assert server.newcomer
     (os.killpg if group else os.kill)(server.pid, number)
     server.wait_left(server.pid)
     wait_until(lambda: not server.members(), 10, "the end of all")
@@ -230,36 +224,33 @@ def test_a_stop_before_the_new_one_hears(start: Start, tmp_path: Path) -> None:
 
 def test_a_reload_meanwhile_is_done_by_who_serves_then(start: Start, tmp_path: Path) -> None:
     server = start()
-    marker = tmp_path / "go"
-    wait = f"while not os.path.exists({str(marker)!r}): await asyncio.sleep(0.02)"
-    write_app(tmp_path, "2", wait)
+    marker, begun = tmp_path / "go", tmp_path / "begun"
+    write_app(tmp_path, "2", f"open({str(begun)!r}, 'w').close(); {_wait_for(marker)}")
     server.signal(signal.SIGUSR2)
-    server.wait_output("to take over from supervisor pid")
+    assert server.newcomer
     server.signal(signal.SIGHUP)
     server.wait_output("workers are replaced when it is over")
-    wait_until(lambda: _has_workers(server), 20, "the new worker has read its code")
+    wait_until(begun.exists, 20, "the new worker has read its code")
     write_app(tmp_path, "3")
     marker.touch()
     wait_until(lambda: ask(server, "/version") == "3", 20, f"the third version\n{server.output}")
     assert server.supervisor != server.pid
 
 
-def _has_workers(server: Upgradable) -> bool:
-    found = _workers_of(server, "")
-    return any(Path(f"/proc/{pid}/stat").exists() for pid in found) and time.sleep(1.0) is None
+def _wait_for(marker: Path) -> str:
+    """A startup that waits until a file is there; one line."""
+    return f"[await asyncio.sleep(0.02) for _ in iter(lambda: os.path.exists({str(marker)!r}), True)]"
 
 
 def test_a_reload_meanwhile_when_the_upgrade_fails(start: Start, tmp_path: Path) -> None:
     server = start()
     write_app(tmp_path, "2", "await asyncio.sleep(600)")
     server.signal(signal.SIGUSR2)
-    server.wait_output("to take over from supervisor pid")
+    new = server.newcomer
     server.signal(signal.SIGHUP)
     server.wait_output("workers are replaced when it is over")
     write_app(tmp_path, "3")
-    for pid in descendants(server.pid):
-        if "upgrade" not in server.output.split(f"[{pid}]")[0][-1:] and f"[{pid}] INFO upgrade" in server.output:
-            os.kill(pid, signal.SIGTERM)
+    os.kill(new, signal.SIGTERM)
     server.wait_output("upgrade failed")
     wait_until(lambda: ask(server, "/version") == "3", 20, f"the third version\n{server.output}")
     assert server.supervisor == server.pid
@@ -270,10 +261,9 @@ def test_kill_9_of_one_of_the_two(start: Start, tmp_path: Path, who: str) -> Non
     """Whoever is left goes on, and the listeners have not stopped to listen for a moment."""
     server = start("--workers", "2")
     marker = tmp_path / "go"
-    write_app(tmp_path, "2", f"while not os.path.exists({str(marker)!r}): await asyncio.sleep(0.02)")
+    write_app(tmp_path, "2", _wait_for(marker))
     server.signal(signal.SIGUSR2)
-    server.wait_output("to take over from supervisor pid")
-    (new,) = {int(line.split("[")[1].split("]")[0]) for line in server.output.splitlines() if "to take" in line}
+    new = server.newcomer
     wait_until(lambda: len(descendants(new)) == 2, 20, "its workers")
     with Load(server, threads=2, requests_per_connection=1) as single:
         single.wait_answered(20)
@@ -310,18 +300,90 @@ def test_a_program_is_executed_again(start: Start, tmp_path: Path) -> None:
     assert (ask(server, "/version"), ask(server, "/env")) == ("2", "this")
 
 
-def test_another_python_and_another_directory_at_the_same_path(start: Start, tmp_path: Path) -> None:
-    """What a deployment by links does: the link changes, and the path of the command stays."""
-    for name in ("one", "two"):
+def test_a_link_that_points_elsewhere_now(start: Start, tmp_path: Path) -> None:
+    """What a deployment does: `current` is another release, with its own Python; the environment file is new."""
+    for name, version in (("one", "1"), ("two", "2")):
         (tmp_path / name).mkdir()
-        write_app(tmp_path / name, {"one": "1", "two": "2"}[name])
-    (tmp_path / "current").symlink_to("one")
-    (tmp_path / "env").write_text("ASKED=first\n")
-    os.chdir(tmp_path)  # its own PWD is below
+        write_app(tmp_path / name, version)
+        (tmp_path / name / "python").symlink_to(sys.executable)
+    current, env, port = tmp_path / "current", tmp_path / "env", free_port()
+    current.symlink_to("one")
+    env.write_text("ASKED=first\n")
+    server = start(
+        line=["-m", "leanserve", "up_app:app", "--port", str(port), "--env-file", str(env)], port=port,
+        environment={"PWD": str(current), "PYTHONPATH": os.pathsep.join(sys.path)}, directory=current,
+        python=current / "python",
+    )
+    assert ask(server, "/version") == "1"
+    current.unlink()
+    current.symlink_to("two")
+    env.write_text("ASKED=second\n")
+    server.upgrade()
+    assert (ask(server, "/version"), ask(server, "/env")) == ("2", "second")
+    assert os.readlink(f"/proc/{server.supervisor}/cwd") == str(tmp_path / "two")
+
+
+def test_pid_1_cannot_be_replaced(tmp_path: Path) -> None:
+    """Its end is the end of its container."""
+    namespace = ("unshare", "-p", "-f", "--mount-proc", "--kill-child")
+    with Supervised("obey", tmp_path, {}, prefix=namespace) as it:
+        it.wait_ready()
+        (first,) = (pid for pid in it.pids() if _parent_of(pid) == it.pid)
+        os.kill(first, signal.SIGUSR2)
+        it.wait_log("no upgrade: the supervisor is PID 1")
+        os.kill(first, signal.SIGTERM)
+        assert it.wait_code() == 0
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+_IMPATIENT = """
+import sys
+from leanserve import logs
+from leanserve.settings import Settings
+from leanserve.supervisor.supervisor import Supervisor
+settings = Settings.build(port=int(sys.argv[1]), workers=2)
+logs.configure(settings.log)
+supervisor = Supervisor("up_app:app", settings)
+supervisor.upgrade.budget_s = 1.0
+sys.exit(supervisor.run(then_exit=True))
+"""
+
+
+def test_one_that_is_not_ready_in_time(start: Start, tmp_path: Path) -> None:
     port = free_port()
     server = start(
-        line=["-m", "leanserve", "up_app:app", "--port", str(port), "--env-file", str(tmp_path / "env")],
-        port=port, environment={"PWD": str(tmp_path / "current")},
+        line=["-c", _IMPATIENT, str(port)], port=port,
+        environment={"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
     )
-    assert server.upgrade()
-    assert ask(server, "/env") == "first"
+    write_app(tmp_path, "2", "await asyncio.sleep(600)")
+    server.signal(signal.SIGUSR2)
+    server.wait_output("upgrade failed, .* goes on: its workers were not ready within 1 s")
+    assert ask(server, "/version") == "1"
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_port_of_a_killed_supervisor_is_free_soon(start: Start, tmp_path: Path, busy: bool) -> None:
+    """SIGKILL leaves no time to say good-bye, and a new server binds within the time its workers have."""
+    server = start("--workers", "2")
+    with server.connect() as kept:
+        kept.sendall(b"GET /pid HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert kept.recv(65536)
+        if busy:
+            kept.sendall(b"GET /wait?600 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        server.running.kill()
+        server.running.wait(5)
+        for _ in range(400):  # as a manager does that restarts it
+            again = Upgradable("up_app:app", tmp_path / "again", folder=tmp_path, port=server.port)
+            again.start()
+            try:
+                again.wait_ready()
+                break
+            except AssertionError:
+                again.kill()
+                assert "the port is taken by another process" in again.output
+        again.wait_output("listening on")
+        again.end()
+        again.kill()
