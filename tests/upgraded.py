@@ -25,11 +25,13 @@ class Upgradable(Serving):
         folder: where its applications are, which it imports before all others.
         line: the command behind Python, when it is not what a :class:`Serving` runs.
         python: by what path Python is called.
+        prefix: what is called, and calls Python.
     """
 
     folder: Path | None = None
     line: Sequence[str] = field(default_factory=list)
     python: Path | None = None
+    prefix: Sequence[str] = ()
 
     def command(self) -> list[str]:
         found = super().command()
@@ -39,7 +41,7 @@ class Upgradable(Serving):
                 found[0] = str(self.python)
         elif self.folder is not None:
             found[found.index("--app-dir") + 1] = str(self.folder)
-        return found
+        return [*self.prefix, *found]
 
     @property
     def supervisor(self) -> int:

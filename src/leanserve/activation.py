@@ -34,9 +34,8 @@ def passed_sockets(environment: Mapping[str, str] | None = None) -> list[tuple[i
     text = environment.get("LISTEN_FDS", "")
     count = int(text) if text.isascii() and text.isdigit() else 0
     names = environment.get("LISTEN_FDNAMES", "").split(":")
-    return [
-        (FIRST_FD + place, names[place] if place < len(names) else "unknown") for place in range(count)
-    ]
+    names += [""] * (count - len(names))
+    return [(FIRST_FD + place, names[place]) for place in range(count)]
 
 
 def activate(settings: Settings, environment: Mapping[str, str] | None = None) -> Settings:

@@ -118,10 +118,9 @@ def test_dump(server: Supervised, ctl: Ctl) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["ctl", "upgrade"], 1, "upgrade is not there yet"),
         (["ctl", "workers"], 2, "ctl workers needs a number"),
         (["ctl", "status", "3"], 2, "ctl status takes no number"),
-        (["ctl", "drain", "--wait"], 2, "--wait is for ctl reload"),
+        (["ctl", "drain", "--wait"], 2, "--wait is for ctl reload and upgrade"),
         (["ctl", "reload", "--now"], 2, "--now is for ctl stop"),
         (["ctl", "nosuch"], 2, "(see leanserve ctl --help)"),
         (["ctl"], 2, "(see leanserve ctl --help)"),

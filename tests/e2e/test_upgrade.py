@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from typing import Any
 import pytest
 
 from harness import Certificates, Load, Serving, alive, descendants, fetch, free_port, wait_until
+from leanserve.admin.client import Client, find_server
+from leanserve.errors import LeanserveError
+from leanserve.rendezvous import control_path
 from supervised import Supervised
 from upgraded import Upgradable
 
@@ -203,7 +209,9 @@ def test_a_second_one_is_refused_meanwhile(start: Start, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 @pytest.mark.parametrize("group", [False, True])
-def test_a_stop_meanwhile_stops_both(start: Start, tmp_path: Path, number: signal.Signals, group: bool) -> None:
+def test_a_stop_meanwhile_stops_both(
+    start: Start, tmp_path: Path, number: signal.Signals, group: bool
+) -> None:
     server = start("--workers", "2")
     write_app(tmp_path, "2", "await asyncio.sleep(600)")
     server.signal(signal.SIGUSR2)
@@ -301,7 +309,7 @@ def test_a_program_is_executed_again(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_link_that_points_elsewhere_now(start: Start, tmp_path: Path) -> None:
-    """What a deployment does: `current` is another release, with its own Python; the environment file is new."""
+    """What a deployment does: `current` is another release, with its own Python and environment file."""
     for name, version in (("one", "1"), ("two", "2")):
         (tmp_path / name).mkdir()
         write_app(tmp_path / name, version)
@@ -321,6 +329,87 @@ def test_a_link_that_points_elsewhere_now(start: Start, tmp_path: Path) -> None:
     server.upgrade()
     assert (ask(server, "/version"), ask(server, "/env")) == ("2", "second")
     assert os.readlink(f"/proc/{server.supervisor}/cwd") == str(tmp_path / "two")
+
+
+def ctl(*arguments: str) -> tuple[int, str]:
+    """Run the command as an operator does; its exit code and all that it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "leanserve", "ctl", *arguments], capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+class Asking:
+    """Asks for the status all the time, on a connection each; notes every answer and every failure."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        self.answers: list[object] = []
+        self.failures: list[str] = []
+        self._ask = ask
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(20)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.answers.append(self._ask())
+            except (OSError, LeanserveError) as error:
+                self.failures.append(repr(error))
+            self._stop.wait(0.005)
+
+
+@pytest.mark.parametrize("admin", ["auto", "path", "tcp"])
+def test_orders_and_status_go_over(start: Start, tmp_path: Path, admin: str) -> None:
+    """Whoever asks has an answer all the time; and there is one server at any time, and never two."""
+    options, port = ["--workers", "2"], free_port()
+    if admin == "path":
+        options += ["--control-socket", str(tmp_path / "c")]
+    elif admin == "tcp":
+        options += ["--admin", f"127.0.0.1:{port}"]
+    server = start(*options)
+    where = ["--socket", str(tmp_path / "c")] if admin == "path" else []
+
+    def status() -> object:
+        if admin == "tcp":
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as response:
+                return response.status
+        path = str(tmp_path / "c") if admin == "path" else find_server(None, None)
+        return Client(path).status()["server"]["pid"]
+
+    supervisors = [server.pid]
+    with Asking(status) as asking:
+        wait_until(lambda: asking.answers, 20, "a status")
+        for _ in range(3):
+            code, said = ctl("upgrade", "--wait", *where)
+            assert (code, said) == (0, f"supervisor pid {supervisors[-1]} is replaced\n")
+            supervisors.append(server.supervisor)
+        server.wait_left(supervisors[-2])
+        seen = len(asking.answers)
+        wait_until(lambda: len(asking.answers) > seen + 5, 20, "more of them")
+    assert asking.failures == []
+    if admin == "tcp":
+        assert set(asking.answers) == {200}
+    else:
+        assert set(asking.answers) == set(supervisors)
+        assert ctl("status", *where)[0] == 0
+    (tmp_path / "up_app.py").write_text("no Python\n")
+    assert ctl("upgrade", "--wait", *where) == (
+        1, "the old supervisor goes on: the new one failed, as the log says\n",
+    )  # fmt: skip
+    code, said = ctl("upgrade", *where)
+    assert (code, said.startswith("started supervisor pid")) == (0, True)
+    server.wait_output("upgrade failed", 2)
+    sockets = [tmp_path / "c", Path(control_path(server.supervisor))]
+    server.end()
+    assert not any(path.exists() for path in sockets)
 
 
 def test_pid_1_cannot_be_replaced(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ logger = logging.getLogger("leanserve")
 _BACKLOG = 128
 _FORK_AGAIN_S = 1.0
 _KEPT_DEAD = 1000
+# What the process may take to answer whom it has accepted, when another one takes its place.
+_RETIRE_S = 5.0
 
 
 class Control:
@@ -146,7 +148,7 @@ class Control:
     def retire(self) -> None:
         """Another supervisor has all the sockets: the process answers whom it has accepted, and leaves."""
         self._retired = True
-        self.start_at_s = inf
+        self.start_at_s = time.monotonic() + _RETIRE_S if self.pid else inf
         for opened in self._opened.values():
             opened.owns_files = False
         if self._channel is not None:
@@ -156,11 +158,18 @@ class Control:
                 with contextlib.suppress(KeyError):  # nobody watches before the process may start
                     self._selector.unregister(sock)
 
+    @property
+    def leaving(self) -> bool:
+        """The process was told to, and has not yet."""
+        return self._retired and self.pid != 0
+
     def keep_time(self, now_s: float) -> None:
         """Start the process, or wait for somebody who asks, when it is time."""
         if self.start_at_s <= now_s:
             self.start_at_s = inf
-            if self._waits_for_none:
+            if self._retired:
+                os.kill(self.pid, signal.SIGKILL)
+            elif self._waits_for_none:
                 self._start()
             else:
                 self._watch_sockets()
@@ -215,6 +224,7 @@ class Control:
         self.pid = 0
         self._forget_channel()
         if self._retired:
+            self.start_at_s = inf
             return
         now = time.monotonic()
         wait = self._restarts.note_crash(0, now, now - self._born_s)

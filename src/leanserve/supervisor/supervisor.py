@@ -235,7 +235,7 @@ class Supervisor:
         self._hangs.keep_time(now, self.settings)
         self._preload.keep_time(now)
         self.upgrade.keep_time(now)
-        alone = not self.crew.children and not self.upgrade.under_way
+        alone = not self.crew.children and not self.upgrade.under_way and not self.control.leaving
         if self.machine.state is SupervisorState.STOPPING and alone:
             self.machine.advance(SupervisorMove.ALL_GONE)
 
@@ -402,18 +402,11 @@ class Supervisor:
         wait = drain.pre_stop_delay + drain.drain_timeout + _CUT_S + drain.kill_grace
         return time.monotonic() + wait + (inf if lifespan is None else lifespan)
 
-    def hand_over(self, slots: int) -> None:
-        """Another supervisor serves, on the listeners of so many slots: let our workers finish and leave."""
-        while self.slots > slots and not self.has_threads:
-            self.remove_worker()
-        self.machine.advance(SupervisorMove.STOP)
+    def forget_plans(self) -> None:
+        """No worker is started any more."""
         self._start_at.clear()
         self.roll.clear()
-        self.listeners.owns_files = False
-        for child in self.crew.children.values():
-            if child.state <= ChildState.READY:
-                child.retire("retire", self.last_moment(child))
-        self.control.retire()
+        self._preload.stop()
 
     def stop(self) -> None:
         """The first time: drain. Again: hurry."""
@@ -425,18 +418,16 @@ class Supervisor:
             limit = self.settings.drain.drain_timeout
             logger.info("stopping: what runs gets up to %g s to finish; a second signal hurries", limit)
         self.upgrade.stop(again=again)
-        self._start_at.clear()
-        self.roll.clear()
-        self._preload.stop()
+        self.forget_plans()
         if not again:
             ready = [child for child in self.crew.children.values() if child.state is ChildState.READY]
             accepting = {slot for child in ready for slot in child.slots}
-            kept = {slot for slot in range(self.slots) if self.inheritance.order_to_stop(slot) == "retire"}
+            kept = {slot for slot in range(self.slots) if self.upgrade.order_to_stop(slot) == "retire"}
             self._orphans = set(range(self.slots)) - accepting - kept
             if not accepting:
                 self._refuse_orphans()  # else when a worker has left: each empties the queues of all
         for child in self.crew.children.values():
-            order = self.inheritance.order_to_stop(child.slot)
+            order = self.upgrade.order_to_stop(child.slot)
             if child.state is ChildState.STARTING:
                 child.retire(order, time.monotonic() + _BOOT_GRACE_S)
             elif again:
@@ -485,6 +476,7 @@ class Supervisor:
     def roll_workers(self) -> None:
         """Give every worker a successor."""
         if self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING):
+            self.notifier.reloading()
             if self.upgrade.postpones_roll():
                 return
             logger.info("replacing all workers, one after the other")

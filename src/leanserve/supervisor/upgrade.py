@@ -26,10 +26,10 @@ from leanserve.activation import passed_sockets
 from leanserve.channel import Channel
 from leanserve.envfile import without_env_files
 from leanserve.machine import Machine
-from leanserve.supervisor.child import describe_exit
+from leanserve.supervisor.child import ChildState, describe_exit
 from leanserve.supervisor.inherit import VARIABLE, describe_addresses
 from leanserve.supervisor.signals import HANDLED
-from leanserve.supervisor.states import SupervisorState
+from leanserve.supervisor.states import SupervisorMove, SupervisorState
 
 if TYPE_CHECKING:
     from leanserve.supervisor.supervisor import Supervisor
@@ -118,6 +118,7 @@ class Upgrade:
         self._slots = 0
         self._error = ""
         self._roll_later = False
+        self._to_hand_over = False
         supervisor.crew.leave_upgrade = self._leave_in_child
 
     def __repr__(self) -> str:
@@ -127,6 +128,13 @@ class Upgrade:
     def under_way(self) -> bool:
         """Whether two supervisors hold the listeners, and this one is still the server."""
         return self.machine.state not in (UpgradeState.NONE, UpgradeState.LEFT)
+
+    def order_to_stop(self, slot: int) -> str:
+        """What a worker of the slot is told when this supervisor stops: an order of the channel's, by which
+        listeners that are another supervisor's go on to listen."""
+        if self.machine.state is UpgradeState.LEFT:
+            return "retire" if slot < self._slots else "leave"
+        return self._supervisor.inheritance.order_to_stop(slot)
 
     # Starting
 
@@ -156,6 +164,8 @@ class Upgrade:
         state = self._supervisor.machine.state
         if self.under_way:
             raise ValueError(f"one is under way already (supervisor pid {self._pid})")
+        if self.machine.state is UpgradeState.LEFT:
+            raise ValueError("another supervisor has taken over")
         if state not in (SupervisorState.RUNNING, SupervisorState.ROLLING):
             raise ValueError(f"not while the server is {state.name}")
         if not self._supervisor.inheritance.owner:
@@ -218,8 +228,10 @@ class Upgrade:
                     self.machine.advance(UpgradeMove.HELLO)
                     self._slots = int(message["slots"])
                     self._tell_partner(min(self._slots, self._supervisor.slots))
-                elif event == "ready" and self.machine.advance(UpgradeMove.READY) is UpgradeState.TAKING:
-                    self.channel.send({"order": "take"})
+                elif event == "ready":
+                    first = self.machine.state is UpgradeState.BOOTING
+                    if self.machine.advance(UpgradeMove.READY) is UpgradeState.TAKING and first:
+                        self.channel.send({"order": "take"})
                 elif event == "taken" and self.machine.advance(UpgradeMove.TAKEN) is UpgradeState.LEFT:
                     self._leave()
                 elif event == "failed":
@@ -228,7 +240,8 @@ class Upgrade:
             self._forget_channel()  # its end is known when it is reaped
 
     def _leave(self) -> None:
-        """It is the server now: have our workers go, and go."""
+        """It is the server now. Our admin process goes first: it would say of the service what is true of our
+        workers alone, that they drain."""
         assert self.channel is not None
         logger.info("upgrade: supervisor pid %d has taken over; this one ends with its workers", self._pid)
         self.wake_at_s = inf
@@ -236,14 +249,29 @@ class Upgrade:
         self._supervisor.notifier.tell(f"MAINPID={self._pid}")
         self._supervisor.notifier.muted = True
         self.channel.send({"order": "speak", "roll": self._roll_later})
-        self._supervisor.hand_over(self._slots)
+        self._supervisor.listeners.owns_files = False
+        self._supervisor.control.retire()
+        self._to_hand_over = True
+
+    def _hand_over(self) -> None:
+        """Let our workers finish and leave; whom the new supervisor has no listener of, empties it first."""
+        supervisor = self._supervisor
+        if supervisor.machine.state is SupervisorState.STOPPING:
+            return  # they do already
+        while supervisor.slots > self._slots and not supervisor.has_threads:
+            supervisor.remove_worker()
+        supervisor.machine.advance(SupervisorMove.STOP)
+        supervisor.forget_plans()
+        for child in supervisor.crew.children.values():
+            if child.state <= ChildState.READY:
+                child.retire("retire", supervisor.last_moment(child))
 
     def postpones_roll(self) -> bool:
         """Whether a roll has to wait: whoever is the server in the end replaces its workers, once."""
         if self.under_way:
             logger.info("an upgrade is under way: workers are replaced when it is over")
             self._roll_later = True
-        return self.under_way
+        return self.machine.state is not UpgradeState.NONE
 
     def note_death(self, pid: int) -> None:
         """A worker of ours has ended."""
@@ -269,7 +297,10 @@ class Upgrade:
             self.wake_at_s = time.monotonic() + _STOP_S
 
     def keep_time(self, now_s: float) -> None:
-        """End one that takes too long."""
+        """End one that takes too long; have our workers leave when it is time."""
+        if self._to_hand_over and not self._supervisor.control.leaving:
+            self._to_hand_over = False
+            self._hand_over()
         if self.wake_at_s > now_s:
             return
         if self.machine.state is UpgradeState.ENDING:

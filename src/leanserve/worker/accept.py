@@ -100,7 +100,7 @@ class Acceptor:
         if self._wakeups is not None:
             await self._wakeups.begin(opened, self._take)
 
-    async def _serve(self, sock: socket.socket, *, is_shared: bool) -> asyncio.AbstractServer:
+    async def _serve(self, sock: socket.socket, *, is_shared: bool) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         factory, backlog, fd, wakeups = self._factory, self._backlog, sock.fileno(), self._wakeups
         if wakeups is not None and is_shared:
@@ -153,17 +153,7 @@ class Acceptor:
             if not keep:
                 self._wakeups.empty()
             self._wakeups.close()
-        loop = asyncio.get_running_loop()
-        if isinstance(loop, asyncio.SelectorEventLoop):
-            # asyncio makes the transport in a task, which fails without a word when its server is closed by
-            # then, and the connection is reset: so accept no more, let the tasks run, and close the server.
-            for sock in (sock for server in self._servers for sock in server.sockets):
-                loop.remove_reader(sock)
-            for _ in range(_ARRIVAL_TURNS):
-                await asyncio.sleep(0)
-        self.pause()
-        for _ in range(_ARRIVAL_TURNS):
-            await asyncio.sleep(0)
+        await self._settle()
         ours = self._listeners[: max(len(self._listeners) - max(keep, self._lent), 0)]
         filtered = False
         for listener in ours:
@@ -183,6 +173,20 @@ class Acceptor:
                 listener.shutdown(socket.SHUT_RDWR)  # for all who hold a copy of it
             except OSError:
                 pass  # not on every platform for a listening socket; the owner closes it
+
+    async def _settle(self) -> None:
+        """Accept no more, and let what was accepted become connections."""
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            # asyncio makes the transport in a task, which fails without a word when its server is closed by
+            # then, and the connection is reset: so accept no more, let the tasks run, and close the server.
+            for sock in (sock for server in self._servers for sock in server.sockets):
+                loop.remove_reader(sock)
+            for _ in range(_ARRIVAL_TURNS):
+                await asyncio.sleep(0)
+        self.pause()
+        for _ in range(_ARRIVAL_TURNS):
+            await asyncio.sleep(0)
 
     def _empty(self, listeners: Sequence[socket.socket]) -> None:
         """Accept until the queues are empty; a peer that is slow with its TLS handshake holds up nobody."""
