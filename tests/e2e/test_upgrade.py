@@ -476,3 +476,4 @@ def test_the_port_of_a_killed_supervisor_is_free_soon(start: Start, tmp_path: Pa
         again.wait_output("listening on")
         again.end()
         again.kill()
+    wait_until(lambda: not server.members(), 10, "the orphans leave")
