@@ -34,7 +34,8 @@ def server(tmp_path: Path) -> Iterator[Upgradable]:
     (tmp_path / "clock_app.py").write_text(APP)
     (tmp_path / "clock").write_text("+0d\n")
     port = free_port()
-    line = ["-m", "leanserve", "clock_app:app", "--app-dir", str(tmp_path), "--workers", "2", "--port", str(port)]
+    line = ["-m", "leanserve", "clock_app:app", "--app-dir", str(tmp_path), "--port", str(port)]
+    line += ["--workers", "2"]
     environment = {
         "LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(tmp_path / "clock"),
         "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1",

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from docs.documents import blocks, read
 from harness import Load, descendants, fetch, free_port, wait_until
 from upgraded import Upgradable
 
@@ -213,6 +215,27 @@ def test_an_activated_socket_by_its_name(start: Callable[..., Upgradable], tmp_p
     server = start("--bind", "systemd:web", prefix=prefix, port=port)
     server.wait_output(f"listening on http://127.0.0.1:{port}")
     assert f"listening on http://127.0.0.1:{other}" not in server.output
+
+
+ANALYZE = shutil.which("systemd-analyze")
+
+
+@pytest.mark.skipif(ANALYZE is None, reason="no systemd-analyze (Debian: systemd)")
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_unit_files_of_the_guide(tmp_path: Path, broken: bool) -> None:
+    """systemd itself reads them; that it can say no is shown by a line that is wrong."""
+    found = {block.kind: block.text for block in blocks(read("howto/systemd.md"))}
+    names = [kind.partition(" ")[2] for kind in found if kind.startswith("systemd ")]
+    assert sorted(names) == ["sentiment.service", "sentiment.socket"]
+    for name in names:
+        text = found[f"systemd {name}"].replace("/srv/sentiment/current/.venv/bin/python", sys.executable)
+        (tmp_path / name).write_text(text.replace("mixed", "nosuch") if broken else text)
+    done = subprocess.run(
+        [str(ANALYZE), "verify", "--man=no", *(str(tmp_path / name) for name in names)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
+    )  # fmt: skip
+    ours = [line for line in done.stderr.splitlines() if "sentiment" in line]
+    assert bool(ours) is broken, done.stderr
 
 
 def test_descriptor_0(start: Callable[..., Upgradable]) -> None:

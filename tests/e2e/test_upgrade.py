@@ -290,6 +290,42 @@ def test_kill_9_of_one_of_the_two(start: Start, tmp_path: Path, who: str) -> Non
         server.upgrade()  # it is a supervisor as good as any
 
 
+_TWO_ARE_READY = """for place in range(9):
+            try:
+                os.mkdir("{folder}/" + str(place))
+                break
+            except FileExistsError:
+                pass
+        if place >= 2:
+            await asyncio.sleep(600)"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_new_one_that_ends_while_some_of_its_workers_serve(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    """They have accepted, and leave without a word to the listeners, which are those of the old workers."""
+    config = tmp_path / "leanserve.toml"
+    config.write_text("workers = 2\n")
+    server = start("--config", str(config))
+    server.worker_pids(2)
+    write_app(tmp_path, "2", _TWO_ARE_READY.format(folder=tmp_path))
+    config.write_text("workers = 3\n")
+    with Load(server, threads=3) as kept, Load(server, threads=3, requests_per_connection=1) as single:
+        server.signal(signal.SIGUSR2)
+        new = server.newcomer
+        server.wait_output(rf"\[{new}\] INFO worker .* ready in", 2)
+        single.wait_answered(50)
+        os.kill(new, number)
+        server.wait_output("upgrade failed")
+        single.wait_answered(100)
+        kept.wait_answered(100)
+    assert (kept.refused, single.refused) == (0, 0)
+    lost = len(kept.failures) + len(single.failures)
+    assert lost == 0 or number == signal.SIGKILL  # what ran in killed workers is cut after their half second
+    assert len(server.worker_pids(2)) == 2
+
+
 def test_a_program_is_executed_again(start: Start, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     text = "from leanserve import Server\nimport up_app, os, sys\n"

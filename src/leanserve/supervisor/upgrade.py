@@ -46,7 +46,7 @@ _EXIT_NOT_EXECUTED = 126
 # Programs that are PID 1 of a container for the sake of one child, and end with it.
 _SMALL_INITS = ("catatonit", "docker-init", "dumb-init", "tini")
 # While Python starts there, nobody hears them, and their default effect would be its end.
-_IGNORED_AT_START = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+_IGNORED_AT_START = ("SIGHUP", "SIGUSR2", "SIGTTIN", "SIGTTOU")
 
 
 class UpgradeState(IntEnum):
@@ -202,7 +202,7 @@ class Upgrade:
         """In the child: become the new supervisor. Does not return."""
         try:
             for name in _IGNORED_AT_START:
-                signal.signal(name, signal.SIG_IGN)
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             environment = _environment(facts)
             for number in (*_numbers(facts), *(number for number, _ in passed_sockets(environment))):
