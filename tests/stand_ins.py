@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from leanserve.channel import Channel, WorkerSpec
+from leanserve.channel import DUMP_SIGNAL, Channel, WorkerSpec
 from leanserve.scoreboard import Scoreboard, WorkerState
 
 NEVER_S = 600.0
@@ -218,7 +218,10 @@ def all_full(spec: WorkerSpec) -> int:
 
 def hasty(spec: WorkerSpec) -> int:
     """Boots for a moment, fails now and then, is full now and then, and leaves after a moment."""
-    lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
+    board = Scoreboard(spec.scoreboard_fd)
+    if os.path.exists(f"/proc/{board.read(spec.slot, spec.lane).pid or 'none'}"):
+        note(spec, "third")  # somebody lives who writes the same record
+    lane = board.lane(spec.slot, spec.lane)
     lane.begin(os.getpid(), spec.generation)
     chance = random.Random(os.getpid())
     if spec.generation:
@@ -233,6 +236,15 @@ def hasty(spec: WorkerSpec) -> int:
         time.sleep(chance.choice((0.0, 0.05)))
     note(spec, "left")
     return 0
+
+
+def ready_when_reported(spec: WorkerSpec) -> int:
+    """The first takes until it is asked for its stacks."""
+    if not spec.generation:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [DUMP_SIGNAL])
+        Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane).begin(os.getpid(), 0)
+        signal.sigwait([DUMP_SIGNAL])
+    return obey(spec)
 
 
 def stubborn(spec: WorkerSpec) -> int:
@@ -358,7 +370,7 @@ BEHAVIOURS: dict[str, Callable[[WorkerSpec], int]] = {
         dead_beside_the_old, leaves_orphans, failed_and_dead, slow_boot, stuck_boot, slow_successor,
         stubborn, slow_to_leave, slow_to_leave_and_dead, full, second_starts_late, late_successor, busy,
         holds_tokens, broken_stdout, stuck_successor, slow_second_successor, fails_twice,
-        longer_than_planned, all_full, hasty,
+        longer_than_planned, all_full, hasty, ready_when_reported,
         no_stdout, bug, parent_modules,
     )
 }

@@ -26,7 +26,7 @@ def lab(tmp_path: Path) -> Lab:
 def test_the_first_boot(lab: Lab, app: str) -> None:
     with lab(app, workers=2, start_timeout=0.5) as it:
         assert it.wait_code() == 3
-    assert "cannot start: not ready within 0." in it.log
+    assert "cannot start: not ready within " in it.log
     assert "(start_timeout)" in it.log
 
 
@@ -69,6 +69,17 @@ def test_who_is_ready_in_time_is_left_alone(lab: Lab) -> None:
         os.kill(next(iter(it.pids())), signal.SIGKILL)  # it wakes up again after everybody's time
         it.wait_ready(6)
         assert not it.lines("not ready within")
+        assert it.stop() == 0
+
+
+def test_who_is_ready_in_the_last_moment_stays(lab: Lab) -> None:
+    """Between the report and SIGTERM there is half a second."""
+    with lab("ready_when_reported", start_timeout=0.5) as it:
+        it.wait_log("its stacks follow")
+        it.wait_ready()
+        os.kill(it.notes("ready")[0].pid, signal.SIGKILL)
+        it.wait_log("died: signal SIGKILL")  # and not: not ready
+        it.wait_ready(2)
         assert it.stop() == 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from leanserve.settings import RecycleSettings
+from leanserve.worker import lifetime
 from leanserve.worker.lifetime import Lifetime, has_end, resident_bytes
 
 
@@ -15,28 +16,28 @@ def test_full_is_said_once_at_the_limit_or_up_to_jitter_later(jitter: int) -> No
     calls: list[int] = []
     settings = RecycleSettings(limit_max_requests=10, limit_max_requests_jitter=jitter)
     begun: list[int] = []
-    lifetime = Lifetime(settings, lambda: calls.append(len(begun)))
+    it = Lifetime(settings, lambda: calls.append(len(begun)))
     for number in range(1, 40):
         begun.append(number)
-        lifetime.count()
+        it.count()
     assert len(calls) == 1
     assert 10 <= calls[0] <= 10 + jitter
 
 
 def test_full_without_anybody_to_tell() -> None:
-    lifetime = Lifetime(RecycleSettings(limit_max_requests=1), None)
-    lifetime.count()
-    lifetime.count()
-    lifetime.look(1e9)
+    it = Lifetime(RecycleSettings(limit_max_requests=1), None)
+    it.count()
+    it.count()
+    it.look(1e9)
 
 
 def test_without_a_limit_jitter_does_nothing() -> None:
     jitter = RecycleSettings(limit_max_requests_jitter=5, limit_jitter=0.9)
     assert not has_end(jitter)
-    lifetime = Lifetime(jitter, pytest.fail, 0.0)
+    it = Lifetime(jitter, pytest.fail, 0.0)
     for number in range(1000):
-        lifetime.count()
-        lifetime.look(number * 1e6)
+        it.count()
+        it.look(number * 1e6)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +51,10 @@ def full_at(settings: RecycleSettings, until: int) -> list[int]:
     """The seconds at which a worker that was born at 1000 asks."""
     calls: list[int] = []
     now = 1000
-    lifetime = Lifetime(settings, lambda: calls.append(now), float(now))
+    it = Lifetime(settings, lambda: calls.append(now), float(now))
     for second in range(until):
         now = 1000 + second
-        lifetime.look(float(now))
+        it.look(float(now))
     return calls
 
 
@@ -79,14 +80,20 @@ def test_resident_memory() -> None:
     assert abs(before - int(status.partition("VmRSS:")[2].split()[0]) * 1024) < 8 << 20
     limit = before + (32 << 20)
     calls: list[int] = []
-    lifetime = Lifetime(RecycleSettings(limit_max_rss=limit, limit_jitter=0), lambda: calls.append(1), 0.0)
-    lifetime.look(1.0)
+    it = Lifetime(RecycleSettings(limit_max_rss=limit, limit_jitter=0), lambda: calls.append(1), 0.0)
+    it.look(1.0)
     assert not calls
     held = b"x" * (64 << 20)
-    lifetime.look(2.0)
-    lifetime.look(3.0)
+    it.look(2.0)
+    it.look(3.0)
     assert len(calls) == 1
     assert len(held) == 64 << 20
+
+
+def test_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = resident_bytes()
+    monkeypatch.setattr(lifetime, "_STATM", "/nosuch")
+    assert now <= resident_bytes() < 100 * now  # the most that it ever was, in the same unit
 
 
 def test_a_limit_with_jitter_is_never_exceeded() -> None:

@@ -68,14 +68,18 @@ class StartBudget:
             elif pid in self._dumped:
                 del self._ends_s[pid]
                 self._given_up.add(pid)
+                child.error = _describe(child, now_s)
                 child.retire("retire", now_s + _GRACE_S)
             else:
                 self._report(child, now_s)
 
     def _report(self, child: Child, now_s: float) -> None:
-        child.error = f"not ready within {now_s - child.born_s:.1f} s (start_timeout)"
-        logger.error("worker %s is %s; its stacks follow, then its end", child, child.error)
+        logger.error("worker %s is %s; its stacks follow, then its end", child, _describe(child, now_s))
         if self._crew.record(child) is not None:  # else it could not yet say what it does
             child.signal(DUMP_SIGNAL)
         self._dumped.add(child.pid)
         self._ends_s[child.pid] = now_s + _DUMP_S
+
+
+def _describe(child: Child, now_s: float) -> str:
+    return f"not ready within {now_s - child.born_s:.1f} s (start_timeout)"

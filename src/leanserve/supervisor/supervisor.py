@@ -50,8 +50,8 @@ _BOOT_GRACE_S = 1.0
 # What a worker takes from the end of its drain to its exit, besides kill_grace: cancelling, then cutting.
 _CUT_S = 2.0
 _HURRY_S = 3.0
-# From a fork that the kernel refused to the next try.
-_FORK_AGAIN_S = 1.0
+# From a fork that the kernel refused, or that has to wait, to the next try.
+_START_AGAIN_S = 1.0
 
 
 class Supervisor:
@@ -244,6 +244,9 @@ class Supervisor:
     def _start(self, slot: int) -> None:
         if slot >= self.slots or self._preload.holds(slot):
             return
+        if len(self.crew.in_slot(slot)) > 1:  # a slot that was away: there is no record for a third one yet
+            self._start_at[slot] = time.monotonic() + _START_AGAIN_S
+            return
         try:
             child = self.crew.start(slot)
         except OSError as error:  # no memory, process or descriptor to be had; that may pass
@@ -253,7 +256,7 @@ class Supervisor:
             if self.crew.serving(slot):
                 self.roll.abort(slot)  # the old one goes on
             else:
-                self._start_at[slot] = time.monotonic() + _FORK_AGAIN_S
+                self._start_at[slot] = time.monotonic() + _START_AGAIN_S
             return
         self._budget.begin(child)
         self.selector.register(child.channel, selectors.EVENT_READ, child)

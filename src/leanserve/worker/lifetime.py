@@ -17,6 +17,7 @@ logger = logging.getLogger("leanserve")
 
 # Whose successor has failed asks again; in between nobody shall boot one after the other in vain.
 _ASK_AGAIN_S = 60.0
+_STATM = "/proc/self/statm"
 
 
 def has_end(settings: RecycleSettings) -> bool:
@@ -107,7 +108,7 @@ class Lifetime:
 def resident_bytes() -> int:
     """Resident memory of this process; where there is no /proc, the most that it ever had."""
     try:
-        with open("/proc/self/statm", "rb") as file:
+        with open(_STATM, "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except FileNotFoundError:
         import resource
