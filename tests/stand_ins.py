@@ -211,6 +211,7 @@ def all_full(spec: WorkerSpec) -> int:
     if not spec.generation:
         time.sleep(0.5)
         spec.channel.send({"event": "full"})
+        note(spec, "full")
     wait_order(spec)
     note(spec, "left")
     return 0

@@ -52,7 +52,7 @@ class StartBudget:
             self._ends_s[child.pid] = max(self._ends_s[child.pid], time.monotonic() + seconds)
 
     def forget(self, child: Child) -> bool:
-        """It is ready, or has ended; whether it was given up."""
+        """It has ended; whether it was given up."""
         given_up = child.pid in self._given_up
         self._ends_s.pop(child.pid, None)
         self._dumped.discard(child.pid)
@@ -63,7 +63,7 @@ class StartBudget:
         """Do what is due."""
         for pid in [pid for pid, when in self._ends_s.items() if when <= now_s]:
             child = self._crew.children[pid]
-            if child.state is not ChildState.STARTING:  # told to leave before, for another reason
+            if child.state is not ChildState.STARTING:  # ready, or told to leave for another reason
                 del self._ends_s[pid]
             elif pid in self._dumped:
                 del self._ends_s[pid]

@@ -299,8 +299,6 @@ class Supervisor:
 
     def _ready(self, child: Child, seconds: float) -> None:
         child.machine.advance(ChildMove.TOLD_READY)
-        if child.state is ChildState.READY:
-            self._budget.forget(child)
         logger.info("worker %s ready in %.2f s", child, seconds)
         if self.machine.state is SupervisorState.BOOTING:
             self._announce()
