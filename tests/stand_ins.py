@@ -317,11 +317,13 @@ def holds_tokens(spec: WorkerSpec) -> int:
     """Two requests are at work in each worker, and one waits."""
     from leanserve.worker.slots import make_slots  # and with it asyncio
 
-    lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
-    lane.begin(os.getpid(), spec.generation)
-    slots, places = make_slots(spec.settings.admission, lane, spec.tokens)
-    if not (slots.take() and slots.take() and places.take()):
-        return 1
+    board = Scoreboard(spec.scoreboard_fd)
+    for place in range(spec.loops):
+        lane = board.lane(spec.slot + place, spec.lane)
+        lane.begin(os.getpid(), spec.generation)
+        slots, places = make_slots(spec.settings.admission, lane, spec.tokens)
+        if not (slots.take() and slots.take() and places.take()):
+            return 1
     return obey(spec)
 
 

@@ -165,8 +165,13 @@ class Server:
         if self._listeners is not None:
             raise RuntimeError("this server runs already")
         settings = self.settings
-        if settings.pool.workers != 1 or settings.reload.reload or settings.admin.admin is not None:
-            raise SettingsError("one worker runs inside this process: workers, reload and admin need serve()")
+        pool = settings.pool
+        several = pool.workers != 1 or pool.preload or pool.worker_env
+        if several or settings.reload.reload or settings.admin.admin is not None:
+            raise SettingsError(
+                "one worker runs inside this process: workers, worker_env, preload, reload and admin "
+                "need serve()"
+            )
         check_early(self.app, self.settings)
 
     # In a thread

@@ -27,12 +27,12 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     yield from make("obey")
 
 
-def make(app: Any, **settings: Any) -> Iterator[Crew]:
+def make(app: Any, loops: int = 1, **settings: Any) -> Iterator[Crew]:
     built = Settings.build(port=0, **settings)
     listeners = open_listeners(built.listen, 2)
     signals = SignalQueue()
     signals.open()
-    it = Crew(app, built, listeners, signals, "stand_ins:main")
+    it = Crew(app, built, listeners, signals, "stand_ins:main", loops)
     yield it
     for child in list(it.children.values()):
         child.kill()
@@ -207,3 +207,26 @@ def test_the_record_of_one_that_was_killed_says_so(crew: Crew) -> None:
     assert crew.record(child) is not None  # what it took with it is still to be read
     crew.start(0)
     assert crew.restarts == 1
+
+
+@pytest.fixture
+def threaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    """As `holding`, and each process has two workers."""
+    monkeypatch.setenv("LEANSERVE_TEST_JOURNAL", str(tmp_path / "journal"))
+    yield from make("holds_tokens", loops=2, max_concurrent_requests=9, max_queue=5)
+
+
+def test_a_process_with_several_workers_is_in_several_slots(threaded: Crew) -> None:
+    old, new = threaded.start(0), threaded.start(0)
+    for child in (old, new):
+        wait_ready(child)
+    assert str(old) == f"1-2 (pid {old.pid})"
+    assert (old.lane, new.lane) == (0, 1)
+    assert [threaded.in_slot(slot) for slot in (0, 1, 2)] == [[old, new], [old, new], []]
+    assert [record.slot for record in threaded.records(new)] == [0, 1]
+    assert taken(threaded) == [8, 4]
+    old.signal(signal.SIGKILL)
+    wait_ended(threaded)
+    assert taken(threaded) == [4, 2]
+    states = [threaded.scoreboard.read(slot, lane).state for slot in (0, 1) for lane in (0, 1)]
+    assert states == [WorkerState.STOPPED, WorkerState.BOOTING] * 2

@@ -342,6 +342,30 @@ def test_a_setting_that_cannot_be_told(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+def test_orphans_of_the_application_are_none_of_ours(lab: Lab) -> None:
+    """A supervisor that inherited them for good would keep them as zombies."""
+    text = """
+import os, time
+
+def leave_orphan():
+    reader, writer = os.pipe()
+    if not os.fork():
+        between = os.getpid()
+        if not os.fork():
+            while os.getppid() == between:
+                time.sleep(0.01)
+            os.write(writer, str(os.getppid()).encode())
+            os._exit(0)
+        os._exit(0)
+    os.wait()
+    return int(os.read(reader, 20))
+"""
+    with lab(text + APP.replace("    facts = {", "    facts = {'orphan': leave_orphan(),"), workers=1) as it:
+        it.wait_ready()
+        assert ask(it)["orphan"] not in {it.pid, ask(it)["pid"]}
+        assert it.stop() == 0
+
+
 MODEL = """
 import numpy
 
