@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 # It tells who answers, who imported it, what it saw then, and how its lifespan went.
 APP = """
-import json, os
+import gc, json, os
 VERSION = 1
 IMPORTED_BY = os.getpid()
 WORKER_AT_IMPORT = os.environ.get("LEANSERVE_WORKER")
@@ -40,7 +40,8 @@ async def app(scope, receive, send):
         return
     facts = {
         "pid": os.getpid(), "parent": os.getppid(), "imported_by": IMPORTED_BY, "version": VERSION,
-        "worker_at_import": WORKER_AT_IMPORT, "started_in": started_in, **dict(os.environ.items()),
+        "frozen": gc.get_freeze_count(), "worker_at_import": WORKER_AT_IMPORT, "started_in": started_in,
+        **dict(os.environ.items()),
     }
     await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
     await send({"type": "http.response.body", "body": json.dumps(facts).encode()})
@@ -102,6 +103,7 @@ def test_one_import_and_as_many_workers_as_ever(lab: Lab) -> None:
         (template,) = {facts["imported_by"] for facts in found.values()}
         assert {facts["parent"] for facts in found.values()} == {it.pid}
         assert all(facts["started_in"] == [facts["pid"]] for facts in found.values())
+        assert all(facts["frozen"] > 1000 for facts in found.values())
         assert {facts["worker_at_import"] for facts in found.values()} == {None}
         assert {slot: facts["GPU"] for slot, facts in found.items()} == {"0": "a", "1": "b", "2": "c"}
         assert it.pids() == {template, *(facts["pid"] for facts in found.values())} != {template}
@@ -245,6 +247,31 @@ def test_a_lifespan_that_fails_ends_the_boot(lab: Lab) -> None:
     with lab(text, workers=2, lifespan="on", log_level="info") as it:
         assert it.running.wait(20) == 3
     assert "no GPU" in it.lines("ERROR")[0]
+
+
+def test_sigterm_for_all_processes(lab: Lab) -> None:
+    """systemd sends it to the whole group; the template is the supervisor's to end."""
+    with lab(workers=2, log_level="info") as it:
+        it.wait_ready(2)
+        os.killpg(it.pid, signal.SIGTERM)
+        assert it.wait_code() == 0
+    assert not it.lines("ERROR")
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    """One that all slots share is passed like one that is a slot's own."""
+    path = tmp_path / "socket"
+    with Serving("raw_app:app", tmp_path / "log", ["--preload", "--workers", "2"], uds=path) as server:
+        (first, *_) = server.worker_pids(1)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: server.output.count(" ready in ") == 3, 20, "a successor")
+        with Load(server) as load:
+            load.wait_answered(100)
+            server.running.send_signal(signal.SIGHUP)
+            wait_until(lambda: server.output.count("has left") == 2, 30, "a roll")
+            load.wait_answered(100)
+        assert load.failures == []
+    assert not path.exists()
 
 
 def test_when_the_supervisor_is_killed_all_go(lab: Lab) -> None:

@@ -193,6 +193,17 @@ def test_a_second_signal_hurries_all(lab: Lab, hold: Hold) -> None:
         assert len(it.lines("SHUTDOWN")) == 4
 
 
+def test_sigterm_for_all_processes(lab: Lab, hold: Hold) -> None:
+    """systemd sends it to the whole group, and the supervisor's order follows."""
+    with lab() as it:
+        it.wait_ready()
+        waiting = hold(it.port, "/wait?1", 12)
+        time.sleep(0.2)  # they are on their way
+        os.killpg(it.pid, signal.SIGTERM)
+        assert all(read_all(sock).startswith(b"HTTP/1.1 200") for sock in waiting)
+        assert it.wait_code() == 0
+
+
 def test_sigterm_for_the_process_alone(lab: Lab) -> None:
     """As for any worker: it drains, and leaves its listeners to a successor."""
     with lab() as it:
@@ -284,14 +295,15 @@ def test_their_number_is_fixed(lab: Lab, tmp_path: Path) -> None:
         assert it.stop() == 0
 
 
-def test_one_limit_for_all(lab: Lab, hold: Hold) -> None:
+@pytest.mark.parametrize("preload", [False, True])
+def test_one_limit_for_all(lab: Lab, hold: Hold, preload: bool) -> None:
     """And what a killed process held is given back, for each of its workers."""
-    with lab(max_concurrent_requests=6, max_queue=0) as it:
+    with lab(max_concurrent_requests=6, max_queue=0, preload=preload) as it:
         it.wait_ready()
+        pid = ask(it)["pid"]
         waiting = hold(it.port, "/wait?30", 6)
         wait_until(lambda: status(it.port) == b"503", 20, "the limit is reached")
         assert {status(it.port) for _ in range(12)} == {b"503"}
-        (pid,) = it.pids()
         os.kill(pid, signal.SIGKILL)
         it.wait_log("requests in flight: 6")
         it.wait_ready(2)
