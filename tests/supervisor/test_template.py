@@ -258,6 +258,20 @@ def test_sigterm_for_all_processes(lab: Lab) -> None:
     assert not it.lines("ERROR")
 
 
+def test_sigterm_for_the_template(lab: Lab) -> None:
+    """One for all processes must not end it before the supervisor does."""
+    with lab(workers=1) as it:
+        it.wait_ready()
+        before = ask(it)
+        os.kill(before["imported_by"], signal.SIGTERM)
+        os.kill(before["pid"], signal.SIGKILL)
+        it.wait_ready(2)
+        assert ask(it)["imported_by"] == before["imported_by"]
+        os.kill(ask(it)["pid"], signal.SIGTERM)  # a worker takes it as ever
+        it.wait_ready(3)
+        assert it.stop() == 0
+
+
 def test_a_unix_socket(tmp_path: Path) -> None:
     """One that all slots share is passed like one that is a slot's own."""
     path = tmp_path / "socket"
@@ -313,8 +327,11 @@ def test_no_process_keeps_what_is_anothers(lab: Lab) -> None:
     """The supervisor's ends of channels are the supervisor's alone, and a template has no listener."""
     with lab(workers=2) as it:
         it.wait_ready(2)
-        os.kill(ask(it)["imported_by"], signal.SIGKILL)  # one that is made beside workers
-        it.wait_log("has imported the application", 2)
+        former = ask(it)
+        os.kill(former["imported_by"], signal.SIGKILL)
+        it.wait_log("has imported the application", 2)  # one that is made beside workers
+        os.kill(former["pid"], signal.SIGKILL)
+        it.wait_ready(3)
         found = ask_all(it, 2)
         (template,) = it.pids() - {facts["pid"] for facts in found.values()}
 
