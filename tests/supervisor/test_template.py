@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from harness import Load, Serving, alive, wait_until
 from leanserve.errors import SettingsError
 from leanserve.server import check_early
 from leanserve.settings import Settings
+from leanserve.supervisor.template import inheriting_orphans
 from supervised import Supervised, begin, get
 
 REAL = "leanserve.worker.process:main"
@@ -408,6 +410,25 @@ def leave_orphan():
         it.wait_ready()
         assert ask(it)["orphan"] not in {it.pid, ask(it)["pid"]}
         assert it.stop() == 0
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_who_inherits_orphans_goes_on_with_that(before: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def inherits() -> int:
+        found = ctypes.c_int(-1)
+        assert libc.prctl(37, ctypes.byref(found), 0, 0, 0) == 0
+        return found.value
+
+    assert inherits() == 0
+    libc.prctl(36, before, 0, 0, 0)
+    try:
+        with inheriting_orphans():
+            assert inherits() == 1
+        assert inherits() == before
+    finally:
+        libc.prctl(36, 0, 0, 0, 0)
 
 
 MODEL = """

@@ -27,7 +27,7 @@ from leanserve.supervisor.child import describe_exit, fork_worker
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.pool import Restarts
 
-__all__ = ["Preload", "Template"]
+__all__ = ["Preload", "Template", "inheriting_orphans"]
 
 logger = logging.getLogger("leanserve")
 
@@ -37,7 +37,7 @@ _FORK_WITHIN_S = 20.0
 # For what the application has registered with atexit, at the end of the server.
 _END_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.01
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 
 class Template:
@@ -70,7 +70,7 @@ class Template:
         """
         self.sock.settimeout(_FORK_WITHIN_S)
         try:
-            with _inheriting_orphans():
+            with inheriting_orphans():
                 send_spec(self.sock, spec)
                 answer = receive_packet(self.sock)
         except TimeoutError:
@@ -328,20 +328,22 @@ class Preload:
 
 
 @contextmanager
-def _inheriting_orphans() -> Iterator[None]:
+def inheriting_orphans() -> Iterator[None]:
     """For as long as the block lasts, orphans below this process become its children (Linux).
 
     Not for longer: the application's own orphans would come here, too, and stay as zombies.
+
+    Raises:
+        SettingsError: the kernel does not let us.
     """
-    _set_subreaper(1)
+    import ctypes  # a megabyte, for those who preload
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = ctypes.c_int()
+    libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise SettingsError(f"preload cannot be used here: {os.strerror(ctypes.get_errno())}")
     try:
         yield
     finally:
-        _set_subreaper(0)
-
-
-def _set_subreaper(on: int) -> None:
-    import ctypes  # a megabyte, for those who preload
-
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, on, 0, 0, 0):
-        raise SettingsError(f"preload cannot be used here: {os.strerror(ctypes.get_errno())}")
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
