@@ -23,10 +23,9 @@ def test_what_is_written_is_read(board: Scoreboard) -> None:
     lane.beat(2000)
     for _ in range(3):
         lane.connection_opened()
-        lane.request_started()
+        lane.tell_in_flight(3)
     lane.websocket_opened()
-    lane.request_done()
-    lane.request_done()
+    lane.tell_in_flight(1)
     lane.count_done(2, 11, 22)
     lane.connection_closed()
     lane.websocket_closed()
@@ -65,9 +64,7 @@ def test_counters_never_go_back_and_gauges_start_anew(board: Scoreboard) -> None
         lane.connection_opened()
         lane.enter(WorkerState.READY, 9)
         lane.beat(9)
-        lane.request_started()
-        lane.request_started()
-        lane.request_done()  # and dies with one in flight
+        lane.tell_in_flight(1)  # and dies with one in flight
         lane.count_done(1, 5, 5)
     assert board.read(0, 0).bytes_out == 15
     board.close()
@@ -89,7 +86,7 @@ def test_another_process_writes_the_same_page(board: Scoreboard) -> None:
     if not pid:
         lane = Scoreboard(board.fd).lane(2, 0)  # as a worker does: its own mapping of the descriptor
         lane.begin(os.getpid(), 1)
-        lane.request_started()
+        lane.tell_in_flight(1)
         os._exit(0)
     os.waitpid(pid, 0)
     assert board.read(2, 0).pid == pid
@@ -99,9 +96,9 @@ def test_another_process_writes_the_same_page(board: Scoreboard) -> None:
 
 def test_large_numbers(board: Scoreboard) -> None:
     lane = board.lane(0, 0)
-    lane.request_done()
+    lane.tell_in_flight(-1)
     lane.count_done(1, 1 << 40, 1 << 50)
-    lane.request_done()
+    lane.tell_in_flight(-1)
     lane.count_done(1, 1 << 40, 1 << 50)
     assert board.read(0, 0).bytes_out == 1 << 51
     with pytest.raises((ValueError, struct.error)):

@@ -17,13 +17,23 @@ from typing import Any, NamedTuple
 from leanserve.errors import SettingsError
 from leanserve.tally import Tally, Totals
 
-__all__ = ["MAX_SLOTS", "Lane", "Record", "Scoreboard", "ServerRecord", "WorkerState"]
+__all__ = [
+    "LANES",
+    "MAX_SLOTS",
+    "SCOREBOARD_BYTES",
+    "Lane",
+    "Record",
+    "Scoreboard",
+    "ServerRecord",
+    "WorkerState",
+]
 
 MAX_SLOTS = 256
-_LANES = 2
+LANES = 2
 _WORDS = 128  # per record; what no field has is room for more
-_SERVER = MAX_SLOTS * _LANES * _WORDS  # where the supervisor's words begin
-_BYTES = (_SERVER + _WORDS) * 8
+_SERVER = MAX_SLOTS * LANES * _WORDS  # where the supervisor's words begin
+#: From here on the file is somebody else's (leanserve.flight).
+SCOREBOARD_BYTES = (_SERVER + _WORDS) * 8
 
 
 class WorkerState(IntEnum):
@@ -220,13 +230,9 @@ class Lane:
         """Until when our certificate is valid, in seconds since 1970."""
         self._words[self._base + _Word.CERTIFICATE_EXPIRY_S] = expiry_s
 
-    def request_started(self) -> None:
-        """An exchange or a WebSocket began."""
-        self._words[self._in_flight] += 1
-
-    def request_done(self) -> None:
-        """It ended."""
-        self._words[self._in_flight] -= 1
+    def tell_in_flight(self, number: int) -> None:
+        """So many exchanges and WebSockets are at work."""
+        self._words[self._in_flight] = number
 
     def count_done(self, requests: int, bytes_in: int, bytes_out: int) -> None:
         """So many more have ended, with so many bytes of bodies in either direction; told once a second."""
@@ -281,7 +287,7 @@ class Scoreboard:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, _BYTES)
+        self._map = mmap.mmap(fd, SCOREBOARD_BYTES)
         self._words = memoryview(self._map).cast("q")
 
     @classmethod
@@ -294,7 +300,7 @@ class Scoreboard:
 
             with tempfile.TemporaryFile() as file:  # already without a name
                 fd = os.dup(file.fileno())
-        os.ftruncate(fd, _BYTES)
+        os.ftruncate(fd, SCOREBOARD_BYTES)
         return cls(fd)
 
     def lane(self, slot: int, lane: int) -> Lane:
@@ -312,7 +318,7 @@ class Scoreboard:
     def records(self) -> Iterator[Record]:
         """The records of all lanes that ever had a worker, by slot."""
         for slot in range(MAX_SLOTS):
-            for lane in range(_LANES):
+            for lane in range(LANES):
                 if self._words[_base(slot, lane) + _Word.PID]:
                     yield self.read(slot, lane)
 
@@ -341,6 +347,6 @@ class Scoreboard:
 def _base(slot: int, lane: int) -> int:
     if not 0 <= slot < MAX_SLOTS:
         raise SettingsError(f"at most {MAX_SLOTS} workers, not {slot + 1}")
-    if not 0 <= lane < _LANES:
+    if not 0 <= lane < LANES:
         raise ValueError(f"lane {lane}")
-    return (slot * _LANES + lane) * _WORDS
+    return (slot * LANES + lane) * _WORDS

@@ -346,6 +346,9 @@ class WorkerSettings(Frozen):
         1.0, "Log what blocks the event loop for longer than this, while it does; none looks for nothing.",
         unit="seconds", minimum=0.1,
     )
+    flight_recorder: bool = option(
+        True, "Note the requests at work where it outlives the worker: when one dies, the log names them."
+    )
 
 
 class RecycleSettings(Frozen):

@@ -37,6 +37,7 @@ from leanserve.tally import Tally
 from leanserve.transport.connection import Connection
 
 if TYPE_CHECKING:
+    from leanserve.flight import Berth
     from leanserve.protocol.fastpath import PlainHead
 
 __all__ = ["HttpExchange"]
@@ -65,11 +66,13 @@ class HttpExchange:
     """Built when a request head is complete; lives until the application has returned."""
 
     __slots__ = (
-        "body", "cancellation", "cause", "client", "connection", "first_byte_s", "headers", "news", "piece_s",
-        "plain", "received_bytes", "request", "response", "sent_bytes", "sent_headers", "service", "started",
-        "status", "task", "timer", "trailers", "undelivered",
+        "berth", "body", "cancellation", "cause", "client", "connection", "first_byte_s", "headers", "news",
+        "piece_s", "plain", "received_bytes", "request", "response", "sent_bytes", "sent_headers", "service",
+        "started", "status", "task", "timer", "trailers", "undelivered",
     )  # fmt: skip
 
+    #: Where the flight recorder has noted it.
+    berth: Berth | None
     #: The head that waits for the first piece of its body; `plain` is the same as `headers`, when they are.
     #: Behind it, `headers` gathers trailers, if `trailers` has announced them, and the head's own have moved
     #: to `sent_headers`.

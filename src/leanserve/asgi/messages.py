@@ -21,6 +21,7 @@ from leanserve.transport.deadlines import Deadlines
 from leanserve.transport.peer import Peer
 
 if TYPE_CHECKING:
+    from leanserve.flight import Berth
     from leanserve.protocol.fastframes import FrameRecogniser
     from leanserve.protocol.fastpath import ResponseEncoder
 
@@ -84,10 +85,12 @@ class Running(Protocol):
 
     Attributes:
         started: monotonic seconds, 0.0 when nobody asked for times as it began.
+        berth: where the flight recorder has noted it, if it has.
     """
 
     task: asyncio.Task[None]
     started: float
+    berth: Berth | None
 
     def _name(self) -> str:
         """Method and path for a log line, without control bytes."""

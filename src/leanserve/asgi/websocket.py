@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from leanserve.asgi.cancellation import CANCELLATION, Grace, cancel_task, cause_of
 from leanserve.asgi.frames import FrameReader
@@ -33,6 +33,9 @@ from leanserve.protocol.websocket import Close, CloseCode, WebSocketCodec
 from leanserve.settings import WebSocketSettings
 from leanserve.transport.connection import Connection
 from leanserve.transport.phase import Phase
+
+if TYPE_CHECKING:
+    from leanserve.flight import Berth
 
 __all__ = ["WebSocketExchange", "WebSocketMachine", "WebSocketMove", "WebSocketState"]
 
@@ -94,9 +97,12 @@ class WebSocketExchange:
     """
 
     __slots__ = (
-        "cancellation", "codec", "connection", "denial", "extension", "grace", "handshake", "inbox", "life",
-        "reader", "record", "service", "started", "task",
+        "berth", "cancellation", "codec", "connection", "denial", "extension", "grace", "handshake", "inbox",
+        "life", "reader", "record", "service", "started", "task",
     )  # fmt: skip
+
+    #: Where the flight recorder has noted it.
+    berth: Berth | None
 
     def __init__(self, service: AppService, connection: Connection, request: Request, app: App) -> None:
         self.handshake: Handshake = parse_handshake(request)

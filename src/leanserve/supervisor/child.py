@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -16,8 +17,10 @@ from typing import ClassVar
 
 from leanserve.channel import DUMP_SIGNAL, AdminSpec, Channel, TemplateSpec, WorkerSpec
 from leanserve.errors import SettingsError
+from leanserve.flight import Flight, describe_flights
 from leanserve.forking import end_with, flush_streams, resolve
 from leanserve.machine import Machine
+from leanserve.scoreboard import Record
 from leanserve.supervisor.signals import HANDLED
 from leanserve.workerenv import environment_of
 
@@ -93,6 +96,7 @@ class Child:
         error, trace: what it said when its boot failed.
         booted: it was ready once.
         loops: workers that run in it, in slots of their own from `slot` on.
+        flights: what it had at work when it ended.
         listeners: sockets that stop to listen when it ends: nobody takes its slot over.
     """
 
@@ -107,6 +111,7 @@ class Child:
     trace: str = ""
     booted: bool = False
     loops: int = 1
+    flights: list[Flight] = field(default_factory=list)
     listeners: Sequence[socket.socket] = ()
     machine: ChildMachine = field(default_factory=ChildMachine)
 
@@ -123,6 +128,14 @@ class Child:
     def __str__(self) -> str:
         last = f"-{self.slot + self.loops}" if self.loops > 1 else ""
         return f"{self.slot + 1}{last} (pid {self.pid})"
+
+    def describe_work(self, records: Sequence[Record]) -> str:
+        """What it had at work when it ended: how many, and which."""
+        if not records:
+            return "0"
+        in_flight = sum(record.in_flight for record in records)
+        tick_s = max(record.heartbeat_ns for record in records) / 1e9
+        return f"{in_flight}{describe_flights(self.flights, in_flight, time.monotonic(), tick_s)}"
 
     def describe_end(self, code: int) -> str:
         """Why it ended: its own words, or what its exit code says."""

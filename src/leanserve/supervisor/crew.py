@@ -9,6 +9,7 @@ from typing import Any
 
 from leanserve.channel import Channel, WorkerSpec
 from leanserve.errors import SettingsError
+from leanserve.flight import FlightRecords
 from leanserve.listeners import Listeners
 from leanserve.scoreboard import Record, Scoreboard
 from leanserve.settings import Settings
@@ -53,6 +54,7 @@ class Crew:
         self.children: dict[int, Child] = {}
         limits = settings.admission
         self.scoreboard = Scoreboard.create()
+        self.flights = FlightRecords(self.scoreboard.fd)
         self.tokens: list[Tokens] = []
         if limits.max_concurrent_requests is not None:
             self.tokens = [Tokens.create(limits.max_concurrent_requests), Tokens.create(limits.max_queue)]
@@ -157,6 +159,7 @@ class Crew:
                 del self.children[child.pid]
                 self._reclaim(child)
                 for slot in child.slots:
+                    child.flights += self.flights.take(slot, child.lane)
                     self.scoreboard.bury(slot, child.lane, child.pid)
                 ended.append((child, code))
         return ended

@@ -351,12 +351,10 @@ class Supervisor:
         if state is ChildState.STARTING and (self._watcher or self.machine.state is SupervisorState.BOOTING):
             self._cannot_start(child.describe_end(code), child.trace, code)
             return
-        in_flight = sum(record.in_flight for record in self.crew.records(child))
         killed, self._oom_kills = oom_kills() - self._oom_kills, oom_kills()
         hint = ", out of memory" if killed and code == -signal.SIGKILL else ""
-        logger.error(
-            "worker %s died: %s%s; requests in flight: %d", child, child.describe_end(code), hint, in_flight
-        )
+        why, work = child.describe_end(code) + hint, child.describe_work(self.crew.records(child))
+        logger.error("worker %s died: %s; requests in flight: %s", child, why, work)
         now = time.monotonic()
         wait = self._restarts.note_crash(child.slot, now, now - child.born_s)
         if wait is None:

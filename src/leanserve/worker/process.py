@@ -21,6 +21,7 @@ from leanserve.activation import forget_manager
 from leanserve.asgi.interfaces import load_app
 from leanserve.channel import DUMP_SIGNAL, Channel, WorkerSpec
 from leanserve.errors import BootFailed, SettingsError
+from leanserve.flight import FlightRecorder
 from leanserve.listeners import Listener
 from leanserve.scoreboard import Lane, Scoreboard
 from leanserve.starting import tell_with
@@ -68,11 +69,14 @@ def main(spec: WorkerSpec) -> int:
     _answer_dump_signal()
     os.environ.update(environment_of(spec.settings.pool.worker_env, spec.slot))
     lanes: list[Lane | None] = [None] * spec.loops
+    recorders: list[FlightRecorder | None] = [None] * spec.loops
     if spec.scoreboard_fd >= 0:
         board = Scoreboard(spec.scoreboard_fd)
         for place in range(spec.loops):
             lanes[place] = lane = board.lane(spec.slot + place, spec.lane)
             lane.begin(os.getpid(), spec.generation)  # behind the signal: who is on the board can be asked
+            if spec.settings.worker.flight_recorder:
+                recorders[place] = FlightRecorder(spec.scoreboard_fd, spec.slot + place, spec.lane)
     try:
         tell_with(lambda seconds: spec.channel.send({"event": "extend", "seconds": seconds}))
         app = spec.loaded if spec.loaded is not None else load_app(spec.app, spec.settings.load)
@@ -80,9 +84,9 @@ def main(spec: WorkerSpec) -> int:
             if spec.loops > 1:
                 from leanserve.worker.threads import serve
 
-                runner.run(serve(spec, app, lanes))
+                runner.run(serve(spec, app, lanes, recorders))
             else:
-                runner.run(_serve(spec, app, lanes[0]))
+                runner.run(_serve(spec, app, lanes[0], recorders[0]))
     except (BootFailed, SettingsError, OSError) as error:
         _tell_failure(spec, str(error), traceback.format_exc())
         return _EXIT_SETTINGS if isinstance(error, SettingsError) else _EXIT_BOOT
@@ -128,8 +132,12 @@ def prepare_signals() -> None:
 
 
 def _answer_dump_signal() -> None:
-    """Write the stacks of all threads to stderr when the supervisor asks; the GIL is not needed for that."""
-    if DUMP_SIGNAL and sys.stderr is not None:
+    """Write the stacks of all threads to stderr when the supervisor asks, and when C code fails (SIGSEGV,
+    SIGABRT and their like); the GIL is not needed for that."""
+    if sys.stderr is None:
+        return
+    faulthandler.enable(file=_STDERR_FD, all_threads=True)
+    if DUMP_SIGNAL:
         faulthandler.register(DUMP_SIGNAL, file=_STDERR_FD, all_threads=True, chain=False)
 
 
@@ -184,7 +192,9 @@ def tell_running(channel: Channel, ticket: object, running: list[dict[str, Any]]
     channel.send({"event": "running", "list": ticket, "running": running, "slot": slot})
 
 
-async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
+async def _serve(
+    spec: WorkerSpec, app: Any, lane: Lane | None, recorder: FlightRecorder | None
+) -> None:
     channel = spec.channel
     wakeups = Wakeups()
     worker = Worker(
@@ -194,6 +204,7 @@ async def _serve(spec: WorkerSpec, app: Any, lane: Lane | None) -> None:
         on_full=lambda: tell_full(channel),
         on_wants=lambda: tell_wants(channel),
         lane=lane,
+        recorder=recorder,
         token_fds=spec.tokens,
         wakeups=wakeups,
         shared=spec.shared,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from leanserve.channel import Channel, WorkerSpec
+from leanserve.flight import FlightRecorder
 from leanserve.scoreboard import Lane
 from leanserve.worker.process import (
     Orders,
@@ -42,12 +43,16 @@ class _Loop(threading.Thread):
         ended: in the main loop; done when the thread is through, with an exception or None.
     """
 
-    def __init__(self, spec: WorkerSpec, place: int, app: Any, lane: Lane | None, orders: Orders) -> None:
+    def __init__(
+        self, spec: WorkerSpec, place: int, app: Any, lane: Lane | None,
+        recorder: FlightRecorder | None, orders: Orders,
+    ) -> None:  # fmt: skip
         super().__init__(name=f"leanserve-worker-{spec.slot + place + 1}", daemon=True)
         self.slot = spec.slot + place
         self._spec = spec
         self._app = app
         self._lane = lane
+        self._recorder = recorder
         self._orders = orders
         self._wakeups = Wakeups()
         self._main = asyncio.get_running_loop()
@@ -79,6 +84,7 @@ class _Loop(threading.Thread):
             on_full=lambda: self._in_main(tell_full, spec.channel),
             on_wants=lambda: self._in_main(tell_wants, spec.channel),
             lane=self._lane,
+            recorder=self._recorder,
             token_fds=spec.tokens,
             wakeups=self._wakeups,
             shared=spec.shared,
@@ -172,7 +178,9 @@ class _Crowd:
             loop.look(slot)
 
 
-async def serve(spec: WorkerSpec, app: Any, lanes: Sequence[Lane | None]) -> None:
+async def serve(
+    spec: WorkerSpec, app: Any, lanes: Sequence[Lane | None], recorders: Sequence[FlightRecorder | None]
+) -> None:
     """Run one worker per lane until the supervisor says otherwise, or one of them has failed.
 
     They start one after the other: an application that loads its model when the first lifespan startup asks
@@ -187,8 +195,8 @@ async def serve(spec: WorkerSpec, app: Any, lanes: Sequence[Lane | None]) -> Non
     # After an error: whoever comes next holds the listeners, or the supervisor closes them.
     last = ["retire", "hurry"]
     try:
-        for place, lane in enumerate(lanes):
-            loop = _Loop(spec, place, app, lane, orders)
+        for place, (lane, recorder) in enumerate(zip(lanes, recorders, strict=True)):
+            loop = _Loop(spec, place, app, lane, recorder, orders)
             loop.start()
             await loop.ready
             loops.append(loop)

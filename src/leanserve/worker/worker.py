@@ -19,6 +19,7 @@ from leanserve.asgi.lifespan import Lifespan
 from leanserve.asgi.messages import App, ExchangeRecord, Running
 from leanserve.asgi.timer import times_all
 from leanserve.errors import RemoteProtocolError, SettingsError
+from leanserve.flight import TARGET_BYTES, FlightRecorder
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.fastframes import FrameRecogniser
@@ -58,6 +59,7 @@ _CANCEL_GRACE_S = 0.75
 
 if TYPE_CHECKING:
     from leanserve.asgi.websocket import WebSocketExchange
+    from leanserve.flight import Berth
     from leanserve.protocol.proxy_header import Endpoints
 
 
@@ -93,6 +95,7 @@ class Worker:
         on_full: called when it has reached one of its limits, and again while it goes on beyond that.
         on_wants: called when the application has said, to `lane`, whether it wants requests; in any thread.
         lane: where the counters go, if anybody reads them.
+        recorder: where requests at work are noted for whoever asks after our end.
         token_fds: of the pool's tokens, when its workers share the limits of admission; needs `lane`.
         wakeups: our place among the workers that accept from the same queues, if there are others.
         shared: how many of the listeners, the last ones, are theirs, too.
@@ -107,6 +110,7 @@ class Worker:
         on_full: Callable[[], None] | None = None,
         on_wants: Callable[[], None] | None = None,
         lane: Lane | None = None,
+        recorder: FlightRecorder | None = None,
         token_fds: Sequence[tuple[int, int]] = (),
         wakeups: Wakeups | None = None,
         shared: int = 0,
@@ -141,6 +145,9 @@ class Worker:
         self.tally = Tally() if lane is not None and lane.watched else None
         self.connections: set[Connection] = set()
         self.running: set[Running] = set()
+        self._recorder = recorder
+        self._berths = [] if recorder is None else recorder.free
+        self._id_field = (settings.log.request_id_header or "").lower().encode("ascii")
         self.server_cert: str | None = None
         if settings.tls.ssl_certfile is not None:
             from leanserve.worker.reconfigure import tell_certificate
@@ -335,6 +342,8 @@ class Worker:
             self.lane.beat(beat_ns)
             self.lane.tell_lag(max(beat_ns - self._tick_due_ns, 0))
             self._tell_counts(self.lane)
+        if self._recorder is not None:
+            self._recorder.note_ages(self.running, self._id_field)
         self._tell_fastpath()
         if self._lifetime is not None:
             self._lifetime.look(time.monotonic())
@@ -441,9 +450,19 @@ class Worker:
             exchange = WebSocketExchange(self, connection, request, app)
         else:
             exchange = HttpExchange(self, connection, request, app)
+        berth: Berth | None = None
+        if berths := self._berths:  # what leanserve.flight says of them
+            berth, target = berths.pop(), request.raw_path
+            if request.method != b"GET":
+                target = request.method + b" " + target
+            try:
+                berth.value = target
+            except ValueError:
+                berth.value = target[:TARGET_BYTES]
+        exchange.berth = berth
         self.running.add(exchange)
         if self.lane is not None:
-            self.lane.request_started()
+            self.lane.tell_in_flight(len(self.running))
         return exchange
 
     def _count_refused(self) -> None:
@@ -471,11 +490,16 @@ class Worker:
     def exchange_ended(self, exchange: Running, received_bytes: int, sent_bytes: int) -> None:
         """The application call has ended; background work behind the response counts as running."""
         self.running.discard(exchange)
+        if (berth := exchange.berth) is not None:
+            berth.value = b""
+            self._berths.append(berth)
+            if self._recorder is not None and self._recorder.detailed:
+                self._recorder.forget(berth)
         self._done += 1
         self._bytes_in += received_bytes
         self._bytes_out += sent_bytes
         if self.lane is not None:
-            self.lane.request_done()
+            self.lane.tell_in_flight(len(self.running))
         if self.draining:
             self._changed.set()
 
