@@ -309,7 +309,7 @@ def busy(spec: WorkerSpec) -> int:
     lane = Scoreboard(spec.scoreboard_fd).lane(spec.slot, spec.lane)
     lane.begin(os.getpid(), spec.generation)
     for _ in range(3):
-        lane.request_started()
+        lane.tell_in_flight(1)
     return obey(spec)
 
 

@@ -140,7 +140,7 @@ def lab(tmp_path: Path) -> Lab:
 
     def make(**settings: Any) -> Supervised:
         (tmp_path / "served_app.py").write_text(textwrap.dedent(APP))
-        settings = {"lifespan": "off", "log_level": "info", **settings}
+        settings = {"lifespan": "off", "log_level": "info", "flight_recorder": True, **settings}
         return Supervised("served_app:app", tmp_path, settings, entry="leanserve.worker.process:main")
 
     return make

@@ -347,7 +347,7 @@ class WorkerSettings(Frozen):
         unit="seconds", minimum=0.1,
     )
     flight_recorder: bool = option(
-        True, "Note the requests at work where it outlives the worker: when one dies, the log names them."
+        False, "Note the requests at work where it outlives the worker: when one dies, the log names them."
     )
 
 

@@ -41,6 +41,9 @@ class Orders:
         self.given.append((order, number))
         return order != "refused", "as you like"
 
+    async def list_queues(self) -> list[dict[str, Any]]:
+        return [{"listener": "127.0.0.1:80", "worker": 1, "queued": 3, "backlog": 9}]
+
     async def list_running(self, number: int) -> dict[int, Any]:
         return {1: [{"what": f"one of {number}", "age_s": 2.5}]}
 
@@ -117,6 +120,7 @@ def test_metrics(board: Scoreboard, expiries: tuple[int, ...]) -> None:
     lines = answer.body.decode().splitlines()
     assert 'leanserve_workers{state="ready"} 1' in lines
     expiry = [line for line in lines if line.startswith("leanserve_certificate_expiry_timestamp_seconds ")]
+    assert 'leanserve_accept_queue{listener="127.0.0.1:80",worker="1"} 3' in lines
     known = list(filter(None, expiries))
     assert [float(line.split()[1]) for line in expiry] == ([min(known)] if known else [])
 

@@ -39,7 +39,7 @@ def test_the_whole() -> None:
         writer.begin(50 + lane, lane)
         writer.enter(WorkerState.READY, 7 * S)
         writer.beat(8 * S)
-        writer.request_started()
+        writer.tell_in_flight(1)
         writer.connection_opened()
         writer.count_done(3, 10, 20)
         writer.tell_fastpath(3, 1, 0, 0)

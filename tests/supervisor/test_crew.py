@@ -102,7 +102,7 @@ def test_the_record_is_that_of_this_process(crew: Crew) -> None:
     wait_ready(child)
     assert crew.record(child) is None
     crew.scoreboard.lane(0, 0).begin(child.pid, 0)
-    crew.scoreboard.lane(0, 0).request_started()
+    crew.scoreboard.lane(0, 0).tell_in_flight(1)
     record = crew.record(child)
     assert record is not None
     assert record.in_flight == 1

@@ -40,6 +40,9 @@ class Supervised(Protocol):
     async def list_running(self, number: int) -> dict[int, Any]:
         """What is at work, by worker, of those among `number` that answer."""
 
+    async def list_queues(self) -> list[dict[str, Any]]:
+        """Connections that wait in the kernel, by listener, as far as that is known."""
+
 
 class AdminApp:
     """The ASGI application.
@@ -55,6 +58,7 @@ class AdminApp:
         self._board = board
         self._orders = orders
         self._rates = Rates()
+        self._queues: list[dict[str, Any]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request; nothing of its body is read."""
@@ -72,6 +76,8 @@ class AdminApp:
         elif method not in ("GET", "HEAD"):
             answer = _Answer(405, _TEXT, "this is only to be read\n")
         else:
+            if path in ("/metrics", "/status"):
+                self._queues = await self._orders.list_queues()
             answer = page(self, scope)
         await _send(send, answer)
 
@@ -116,7 +122,7 @@ class AdminApp:
         view = self._look()
         shown = [each.certificate_expiry_s for each in view.living if each.certificate_expiry_s]
         expiry = float(min(shown)) if shown else None
-        facts = Facts(view, view.totals, self._settings.admin, time.time(), expiry)
+        facts = Facts(view, view.totals, self._settings.admin, time.time(), expiry, self._queues)
         return _Answer(200, CONTENT_TYPE, write_metrics(facts))
 
     def _page(self, _scope: Any) -> _Answer:
@@ -126,7 +132,7 @@ class AdminApp:
         """The page for who asks for HTML, as browsers do; JSON for all others."""
         if any(name == b"accept" and b"text/html" in value for name, value in scope["headers"]):
             return self._page(scope)
-        status = build_status(self._look(), self._settings.admin, self._rates)
+        status = build_status(self._look(), self._settings.admin, self._rates, self._queues)
         return _Answer(200, _JSON, json.dumps(status) + "\n")
 
 

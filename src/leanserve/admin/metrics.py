@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leanserve.admin.status import share
 from leanserve.admin.view import View, judge_ready
@@ -23,6 +23,7 @@ class Facts(NamedTuple):
     Attributes:
         unix_time_s: now, in seconds since 1970.
         certificate_expiry_s: the first of those that workers show, in seconds since 1970; or None.
+        queues: of listeners, as :mod:`leanserve.supervisor.queues` says.
     """
 
     view: View
@@ -30,6 +31,7 @@ class Facts(NamedTuple):
     settings: AdminSettings
     unix_time_s: float
     certificate_expiry_s: float | None
+    queues: Sequence[dict[str, Any]] = ()
 
 
 class Sample(NamedTuple):
@@ -124,6 +126,12 @@ def _expiry(facts: Facts) -> Iterator[Sample]:
         yield Sample(facts.certificate_expiry_s)
 
 
+def _queues(facts: Facts) -> Iterator[Sample]:
+    for each in facts.queues:
+        labels = (("listener", each["listener"]), ("worker", str(each["worker"] or "all")))
+        yield Sample(each["queued"], labels)
+
+
 METRICS = (
     Metric("start_time_seconds", "gauge", "When the server began, in seconds since 1970.",
            lambda facts: [Sample(facts.unix_time_s - facts.view.age_s(facts.view.server.born_ns))]),
@@ -153,6 +161,8 @@ METRICS = (
     Metric("chunk_gap_seconds", "histogram", "From one piece of a streamed response to the next.",
            _histogram("gap")),
     Metric("queued", "gauge", "Requests and WebSockets that wait for a slot.", _now("places_held")),
+    Metric("accept_queue", "gauge", "Connections that wait in the kernel to be accepted, by listener.",
+           _queues),
     Metric("connections", "gauge", "Open connections.", _now("connections")),
     Metric("accepted_connections_total", "counter", "Accepted connections.", _sum("connections_total")),
     Metric("websockets", "gauge", "Open WebSockets.", _now("websockets")),

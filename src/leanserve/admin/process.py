@@ -57,6 +57,7 @@ class Orders:
         self._channel = channel
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[tuple[bool, str]]] = {}
+        self._asked: dict[int, asyncio.Future[list[dict[str, Any]]]] = {}
         self._lists: dict[int, asyncio.Queue[tuple[int, Any]]] = {}
         self._end = asyncio.Event()
         asyncio.get_running_loop().add_reader(channel.fileno(), self._read)
@@ -96,6 +97,19 @@ class Orders:
             del self._lists[ticket]
         return found
 
+    async def list_queues(self) -> list[dict[str, Any]]:
+        """What the kernel has queued, as :mod:`leanserve.supervisor.queues` says; [] without an answer."""
+        ticket = next(self._numbers)
+        self._asked[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            self._channel.send({"ask": "queues", "id": ticket})
+            async with asyncio.timeout(_LIST_S):
+                return await self._asked[ticket]
+        except TimeoutError:
+            return []
+        finally:
+            del self._asked[ticket]
+
     def _read(self) -> None:
         try:
             for message in self._channel.receive():
@@ -106,6 +120,9 @@ class Orders:
                 elif "running" in message:
                     if message["id"] in self._lists:
                         self._lists[message["id"]].put_nowait((message["worker"], message["running"] or []))
+                elif "queues" in message:
+                    if (asked := self._asked.get(message["id"])) is not None and not asked.done():
+                        asked.set_result(message["queues"])
                 elif (waiting := self._waiting.get(message["id"])) is not None and not waiting.done():
                     waiting.set_result((bool(message["ok"]), str(message["text"])))
         except EOFError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from leanserve.admin.view import Verdict, View, judge_live, judge_ready, judge_started
@@ -42,7 +43,9 @@ class Rates:
         return {"over_s": seconds, **rates}
 
 
-def build_status(view: View, settings: AdminSettings, rates: Rates) -> dict[str, Any]:
+def build_status(
+    view: View, settings: AdminSettings, rates: Rates, queues: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """All of it; numbers are since the start of the server where nothing else is said."""
     records, living, totals = view.records, view.living, view.totals
     counters = {
@@ -59,6 +62,7 @@ def build_status(view: View, settings: AdminSettings, rates: Rates) -> dict[str,
         "ready": _judged(judge_ready(view, settings)),
         "started": _judged(judge_started(view, settings)),
         "workers": [_worker(view, record, settings) for record in living],
+        "accept_queues": list(queues),
         **gauges,
         **counters,
         "rates": rates.take(view.counted_ns, counters),

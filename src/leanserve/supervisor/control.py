@@ -269,6 +269,8 @@ class Control:
             for message in channel.receive():
                 if message.get("ask") == "list":
                     self._ask_all(message.get("id"))
+                elif message.get("ask") == "queues":
+                    channel.send({"id": message.get("id"), "queues": self._crew.measure_queues()})
                 elif "ask" in message:
                     channel.send({"id": message.get("id"), **self._answer(message)})
         except EOFError:

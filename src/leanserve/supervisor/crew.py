@@ -14,6 +14,7 @@ from leanserve.listeners import Listeners
 from leanserve.scoreboard import Record, Scoreboard
 from leanserve.settings import Settings
 from leanserve.supervisor.child import Child, ChildState, fork_worker, spawn_worker
+from leanserve.supervisor.queues import measure
 from leanserve.supervisor.signals import SignalQueue
 from leanserve.tokens import Tokens
 
@@ -131,6 +132,10 @@ class Crew:
         for child in self.children.values():
             child.channel.close()
         self._signals.leave_in_child()
+
+    def measure_queues(self) -> list[dict[str, Any]]:
+        """As :func:`leanserve.supervisor.queues.measure`, of all slots that there should be."""
+        return measure(self._listeners, self.scoreboard.read_server().slots)
 
     def in_slot(self, slot: int) -> list[Child]:
         """The slot's workers, oldest first."""
