@@ -271,6 +271,12 @@ class Heads(Kind[Head]):
     def compare(self, case: Head) -> None:
         for head in case.heads:
             self._compare(head, _LIMITS[case.small], self._recognisers[case.small])
+        if len(case.heads) > 1 and strict_request(case.heads[0], _LIMITS[case.small]) is not None:
+            taught = self.subject(_LIMITS[case.small])
+            if taught.recognise_request(case.heads[0]) is not None:
+                taught.learn_shape([line.partition(b":")[0] for line in case.heads[0].split(b"\r\n")[1:]])
+                for head in case.heads:
+                    self._compare(head, _LIMITS[case.small], taught)
 
     def _compare(self, head: bytes, limits: HttpSettings, recogniser: Recogniser) -> None:
         expected = strict_request(head, limits)

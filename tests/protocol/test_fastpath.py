@@ -40,7 +40,20 @@ def agree(head: bytes, limits: HttpSettings = SETTINGS) -> bool:
     # Once more when the lines are known, and when they stand in the table.
     assert recogniser.recognise_request(head) == found
     assert recogniser.recognise_request(head) == found
+    if found is not None:
+        taught = teach(head, limits)
+        assert taught.recognise_request(head) == found
+        assert taught.recognise_request(head.replace(b"/", b"//")) == strict_request(
+            head.replace(b"/", b"//"), limits
+        )
     return found is not None
+
+
+def teach(head: bytes, limits: HttpSettings = SETTINGS) -> Recogniser:
+    """A recogniser that has seen the names of this plain head, and not its values."""
+    recogniser = Recogniser(limits)
+    recogniser.learn_shape([line.partition(b":")[0] for line in head.split(b"\r\n")[1:]])
+    return recogniser
 
 
 @pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))
@@ -103,6 +116,47 @@ def test_the_table_is_bounded() -> None:
     assert not any(len(block) > 2048 for block in recogniser._blocks)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"Accept: */*", b"Accept:  */*", b"Accept: */* ", b"Accept:\t*/*", b"Accept:*/*", b"Accept: "),
+        b"Accept:",
+        *(b"accept: */*", b"Accept : */*", b"Accept", b"Accept: a\x00b", b"Accept: a\nb", b"Accept: a\rb"),
+        *(b"Accept: a\x7fb", b"Accept: a\tb", b"Accept: \xff\x80", b"Accept: a\r\n b", b"Accept: a: b"),
+        *(b"Accept: a\r\nX: b", b"Accept: a\r\nContent-Length: 3", b"Accept: a\n", b"Accept: a\r"),
+    ],
+)
+def test_a_shape_reads_values_as_the_strict_way_does(line: bytes) -> None:
+    base = PLAIN.replace(b"Accept: */*", b"%b").replace(b"Cookie: a=b", b"Content-Length: %b")
+    for length in (b"0", b"5", b"05", b"5,5", b"+5", b" 5", b"1" * 19, b"1" * 20, b""):
+        for option in (b"keep-alive", b"close", b"Close", b"close, x", b"upgrade"):
+            head = (base % (line, length)).replace(b"keep-alive", option)
+            recogniser = teach(base % (b"Accept: x", b"1"))
+            found = recogniser.recognise_request(head)
+            assert found is None or found == strict_request(head)
+    assert teach(PLAIN).recognise_request(base % (line, b"5")) in (None, strict_request(base % (line, b"5")))
+
+
+def test_shapes_are_learned_and_bounded() -> None:
+    recogniser = Recogniser(SETTINGS)
+    for number in range(12_800):
+        head = PUBLIC + b"\r\nX-%d: %d" % (number // 800, number)
+        assert recogniser.recognise_request(head) == strict_request(head)
+    assert len(recogniser._shapes) == 8
+    assert not any(shape.secret for shape in recogniser._shapes)
+    for number in range(2000):
+        recogniser.recognise_request(PLAIN + b"\r\nX-%d: %d" % (number, number))  # no names come twice
+    assert len(recogniser._shapes) == 8
+    assert 0 < len(recogniser._looked_at) <= 32
+
+
+def test_values_of_secrets_are_not_kept_beside_a_shape() -> None:
+    recogniser = teach(PLAIN)
+    for _ in range(3):
+        assert recogniser.recognise_request(PLAIN) == strict_request(PLAIN)
+    assert not recogniser._blocks
+
+
 def test_a_request_cannot_change_the_table() -> None:
     """Applications and middleware write into scope["headers"]."""
     recogniser = Recogniser(SETTINGS)
@@ -152,6 +206,17 @@ def mutated_heads(draw: st.DrawFn) -> bytes:
 def test_mutated_heads(head: bytes) -> None:
     if b"\r\n\r\n" not in head and not head.startswith(b"\r\n") and not head.endswith(b"\r"):
         agree(head)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.sampled_from(HEADS), mutated_heads())
+def test_heads_with_the_shape_of_another(taught: bytes, head: bytes) -> None:
+    if Recogniser(SETTINGS).recognise_request(taught) is None or not head.startswith(b"GET "):
+        taught = PLAIN
+    for other in (head, taught[: len(taught) // 2] + head[len(head) // 2 :]):
+        if b"\r\n\r\n" not in other and not other.startswith(b"\r\n") and not other.endswith(b"\r"):
+            found = teach(taught).recognise_request(other)
+            assert found is None or found == strict_request(other)
 
 
 # Responses

@@ -8,7 +8,7 @@ test green.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from leanserve.protocol.events import FORWARDED, TIMED, BodyKind, Headers, Request, Upgrade
@@ -44,6 +44,11 @@ _KINDS = {
 _SECRET_WORDS = (
     b"auth", b"cookie", b"key", b"token", b"secret", b"session", b"password", b"signature", b"credential",
 )  # fmt: skip
+# The same for values as a pattern, where they have their usual form; and what the deciding fields may say.
+_ANY_VALUE = rb"([\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*+)(?<![\t ])"
+_VALUES = {
+    _HOST: b"(" + _AUTHORITY.pattern + b")", _CONNECTION: b"(close|keep-alive)", _LENGTH: rb"(\d{1,19})",
+}  # fmt: skip
 _NO_FIELD = (b"(a line that is none)", _NEVER_PLAIN)
 _OPTIONS = (b"keep-alive", b"", b"close")
 _BODY, _NO_BODY, _NO_UPGRADE = BodyKind.LENGTH, BodyKind.NONE, Upgrade.NONE
@@ -52,21 +57,64 @@ _SEEN_BLOCKS: Final = 1024
 _CACHED_BLOCK_BYTES: Final = 2048
 _CACHED_NAMES: Final = 512
 _CACHED_NAME_BYTES: Final = 64
+# Shapes: of blocks that are in no table one in so many is looked at; names that come a second time within so
+# many looks become a shape. To make one takes as long as ten requests: no peer can have us do it often.
+_LOOK_EVERY: Final = 64
+_LOOKS: Final = 32
+_SHAPES: Final = 8
+_SHAPE_FIELDS: Final = 32
 
 
 #: headers, keep_alive, body, content_length, forwarded and timed: what stands behind the first line.
 _Block = tuple[Headers, bool, BodyKind, int, bool, bool]
 
 
+class _Shape:
+    """The names of the fields of a plain header, in their order: a pattern that leaves only the values open.
+
+    It takes a block if every value is in the form that nearly all have: not empty, one blank in front of it,
+    none behind it.
+
+    Args:
+        fields: name as sent, name in lower case, and kind, for each line.
+    """
+
+    __slots__ = ("_connection", "_length", "_match", "_names", "_noted", "secret")
+
+    def __init__(self, fields: Sequence[tuple[bytes, bytes, int]]) -> None:
+        kinds = [kind for _, _, kind in fields]
+        lines = [re.escape(sent) + b": " + _VALUES.get(kind, _ANY_VALUE) for sent, _, kind in fields]
+        self._match = re.compile(b"\r\n".join(lines)).fullmatch
+        self._names = [name for _, name, _ in fields]
+        self._connection = kinds.index(_CONNECTION) if _CONNECTION in kinds else None
+        self._length = kinds.index(_LENGTH) if _LENGTH in kinds else None
+        self._noted = (_FORWARDED in kinds, _TIMED in kinds)
+        self.secret = _SECRET in kinds
+
+    def read(self, block: bytes) -> _Block | None:
+        """What the block says if it has this shape."""
+        match = self._match(block)
+        if match is None:
+            return None
+        values = match.groups()
+        size = 0 if self._length is None else int(values[self._length])
+        keep_alive = self._connection is None or values[self._connection] != b"close"
+        headers = [*zip(self._names, values)]  # noqa: B905 - a group per name; "strict" doubles it
+        return headers, keep_alive, _BODY if size else _NO_BODY, size, *self._noted
+
+
 class Recogniser:
-    """Recognises plain request heads. One per worker, for its table of header blocks seen before.
+    """Recognises plain request heads. One per worker, for its tables of header blocks and shapes seen before.
 
     Attributes:
         recognised, declined: how many heads it took and left to h11.
         why: what was not plain in the last one declined.
     """
 
-    __slots__ = ("_blocks", "_names", "_seen", "_settings", "declined", "recognised", "why")
+    __slots__ = (
+        "_blocks", "_looked_at", "_names", "_seen", "_settings", "_shapes", "_unlooked", "declined",
+        "recognised", "why",
+    )  # fmt: skip
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
@@ -75,6 +123,10 @@ class Recogniser:
         self._seen: set[int] = set()
         # And names as sent to names in lower case: they are few even where every value is new.
         self._names: dict[bytes, tuple[bytes, int]] = {}
+        # A client repeats its names where it does not repeat all. The last that fitted comes first.
+        self._shapes: list[_Shape] = []
+        self._looked_at: set[tuple[bytes, ...]] = set()
+        self._unlooked = 0
         self.recognised = 0
         self.declined = 0
         self.why = ""
@@ -101,8 +153,24 @@ class Recogniser:
 
     def _read_block(self, block: bytes) -> _Block | None:
         """Check every line; the limits too, so that a block from the table has passed them."""
+        if len(block) + 2 > self._settings.header_bytes:
+            self._decline("the size of the header")
+            return None
+        shapes = self._shapes
+        for shape in shapes:
+            found = shape.read(block)
+            if found is not None:
+                if shape is not shapes[0]:
+                    shapes.remove(shape)
+                    shapes.insert(0, shape)
+                if not shape.secret:
+                    self._keep(block, found)
+                return found
+        return self._read_lines(block)
+
+    def _read_lines(self, block: bytes) -> _Block | None:
         lines = block.split(b"\r\n")
-        if len(lines) > self._settings.header_count or len(block) + 2 > self._settings.header_bytes:
+        if len(lines) > self._settings.header_count:
             self._decline("the size of the header")
             return None
         if len(block.translate(None, _VISIBLE)) != 2 * len(lines) - 2:
@@ -139,8 +207,12 @@ class Recogniser:
             headers, option != b"close", _BODY if size else _NO_BODY, size, bool(noted[_FORWARDED]),
             bool(noted[_TIMED]),
         )  # fmt: skip
-        if not noted[_SECRET] and len(block) <= _CACHED_BLOCK_BYTES:
+        if not noted[_SECRET]:
             self._keep(block, found_block)
+        self._unlooked += 1
+        if self._unlooked == _LOOK_EVERY:
+            self._unlooked = 0
+            self._look_at(lines)
         return found_block
 
     def _decline(self, why: str) -> None:
@@ -148,6 +220,8 @@ class Recogniser:
 
     def _keep(self, block: bytes, found: _Block) -> None:
         """Keep what is seen a second time; lines that differ with every request would push the others out."""
+        if len(block) > _CACHED_BLOCK_BYTES:
+            return
         number = hash(block)
         if number not in self._seen:
             if len(self._seen) >= _SEEN_BLOCKS:
@@ -157,6 +231,24 @@ class Recogniser:
         if len(self._blocks) >= _CACHED_BLOCKS:
             self._blocks.clear()
         self._blocks[block] = found
+
+    def _look_at(self, lines: Sequence[bytes]) -> None:
+        """Learn the shape of a plain block when its names come again."""
+        sent = tuple(line.partition(b":")[0] for line in lines)
+        if len(sent) > _SHAPE_FIELDS or any(name not in self._names for name in sent):
+            return
+        if sent in self._looked_at:
+            self._looked_at.discard(sent)
+            self.learn_shape(sent)
+        elif len(self._looked_at) < _LOOKS:
+            self._looked_at.add(sent)
+        else:
+            self._looked_at.clear()
+
+    def learn_shape(self, sent: Sequence[bytes]) -> None:
+        """From now on read blocks that have these names, as sent, in one step; a plain block has had them."""
+        self._shapes.insert(0, _Shape([(name, *self._learn(name)) for name in sent]))
+        del self._shapes[_SHAPES:]
 
     def _learn(self, raw_name: bytes) -> tuple[bytes, int]:
         if _NAME.fullmatch(raw_name) is None:
