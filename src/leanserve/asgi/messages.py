@@ -178,10 +178,7 @@ def request_scope(service: AppService, request: Request, constant: dict[str, Any
     raw_path = request.raw_path
     # unquote_to_bytes and not unquote: "percent-encoded sequences and UTF-8 byte sequences decoded into
     # characters"; what is no UTF-8 must not raise, and raw_path keeps the truth.
-    if b"%" in raw_path or not raw_path.isascii():
-        path = unquote_to_bytes(raw_path).decode("utf-8", "replace")
-    else:
-        path = raw_path.decode()
+    path = (unquote_to_bytes(raw_path) if _PERCENT in raw_path else raw_path).decode("utf-8", "replace")
     scope = constant.copy()
     if service.root_path and path != "*":
         # Spec: root_path is a prefix of path; the proxy that stripped it has hidden it from raw_path too.
@@ -209,6 +206,8 @@ def _apply_forwarded(scope: dict[str, Any], proxies: TrustedProxies) -> None:
     scope["scheme"] = scheme + "s" if seen == "https" else scheme
 
 
+# As a number: bytes that are asked whether they contain bytes raise and drop an error first (CPython 3.11).
+_PERCENT = ord("%")
 _ASGI = {"version": "3.0", "spec_version": SPEC_VERSION}
 
 

@@ -389,4 +389,4 @@ class ResponseEncoder:
         if request.method == b"HEAD":
             return None
         end = b"content-length: %d\r\nconnection: close\r\n\r\n" if close else b"content-length: %d\r\n\r\n"
-        return b"".join((start, *lines, ours.block, end % size, body))
+        return b"".join([start, *lines, ours.block, end % size, body])

@@ -96,13 +96,16 @@ class Http1Codec:
         if self.request is not None:
             return None if self.request_ended else self._read_body(self.request)
         buffer = self.buffer
-        if not self._scanned and buffer.startswith(b"\r\n"):
-            # RFC 9112 section 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the
-            # request-line".
-            self._drop(2)
-            buffer = self.buffer
-            self._scanned = 1  # one only; and 1 is as good a place as 0 to search from
-        end = buffer.find(b"\r\n\r\n", self._scanned - 3 if self._scanned > 3 else 0)
+        if self._scanned:
+            end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0))
+        else:
+            if buffer.startswith(b"\r\n"):
+                # RFC 9112 section 2.2: "SHOULD ignore at least one empty line (CRLF) received prior to the
+                # request-line".
+                self._drop(2)
+                buffer = self.buffer
+                self._scanned = 1  # one only; and 1 is as good a place as 0 to search from
+            end = buffer.find(b"\r\n\r\n")
         if end < 0:
             strict.check_partial_head(buffer, self._settings, self._scanned)
             if buffer != b"\r":  # which may yet be half of that empty line
