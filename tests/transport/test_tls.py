@@ -62,6 +62,37 @@ def build(folder: Path, **names: Any) -> ssl.SSLContext | None:
 # Settings
 
 
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, session: Any = None) -> tuple[bool, Any]:
+    """One connection in memory: whether it resumed the session, and the session it leaves."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here = server.wrap_bio(up, down, server_side=True)
+    there = client.wrap_bio(down, up, server_hostname="localhost", session=session)
+    for _ in range(3):
+        for side in (there, here):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    here.write(b"an answer, and what is sent in front of it")
+    assert there.read(100)
+    return bool(there.session_reused), there.session
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_sessions_are_resumed_one_after_the_other(
+    folder: Path, authority: trustme.CA, version: ssl.TLSVersion
+) -> None:
+    server = build(folder, ssl_certfile="one.both")
+    assert server is not None
+    client = ssl.create_default_context()
+    client.maximum_version = version
+    authority.configure_trust(client)
+    resumed, session = shake_hands(server, client)
+    assert not resumed
+    for _ in range(3):  # each connection gives what the next one needs
+        resumed, session = shake_hands(server, client, session)
+        assert resumed
+    assert server.num_tickets == 1
+
+
 def test_no_certificate_no_tls() -> None:
     assert build_context(TlsSettings()) is None
     assert not uses_tls(TlsSettings())
