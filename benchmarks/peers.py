@@ -117,11 +117,23 @@ def missing(name: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How a server is started for a workload: application, worker processes, (certificate, key) for TLS."""
+    """How a server is started for a workload.
+
+    Attributes:
+        app: the application.
+        workers: worker processes.
+        tls: (certificate, key), or no TLS.
+        port: on loopback; 0: one that is free.
+        arguments: behind all others.
+        environment: variables beside the peer's.
+    """
 
     app: str = "benchmarks.app:app"
     workers: int = 1
     tls: tuple[Path, Path] | None = None
+    port: int = 0
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def command(name: str, port: int, setup: Setup) -> list[str]:
@@ -133,7 +145,7 @@ def command(name: str, port: int, setup: Setup) -> list[str]:
         part.format(app=setup.app, port=port, workers=setup.workers, certificate=certificate, key=key)
         for part in parts
     ]
-    return [str(Path(sys.executable).parent / tool), *arguments]
+    return [str(Path(sys.executable).parent / tool), *arguments, *setup.arguments]
 
 
 def free_port() -> int:
@@ -215,11 +227,11 @@ def _environment() -> dict[str, str]:
 @contextlib.contextmanager
 def started(name: str, setup: Setup) -> Iterator[Running]:
     """Run one server for the length of the block; it may not be ready yet."""
-    port = free_port()
+    port = setup.port or free_port()
     begun_s = time.perf_counter()
     process = subprocess.Popen(
         command(name, port, setup), cwd=ROOT, start_new_session=True,
-        env={**_environment(), "PYTHONPATH": str(ROOT), **PEERS[name].environment},
+        env={**_environment(), "PYTHONPATH": str(ROOT), **PEERS[name].environment, **setup.environment},
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
     running = Running(name, process, port, begun_s)
