@@ -66,8 +66,8 @@ class Stage:
         return time.monotonic() < self.end_s
 
     def workers(self) -> list[int]:
-        """Those that have answered and live."""
-        alive = tree(self.root)
+        """Those that have answered and live, as far as we know."""
+        alive = tree(self.root) - set(self.killed.pids)
         return sorted(pid for pid in self.load.workers if pid in alive)
 
     async def wait(self, condition: Callable[[], bool], within_s: float) -> bool:
@@ -136,7 +136,7 @@ async def restart(stage: Stage) -> None:
 async def succeed(stage: Stage) -> None:
     """SIGKILL to the supervisor; a new one is started at once, and again until it can bind."""
     while stage.more():
-        for pid in stage.workers():  # they go with it, after what they have at hand
+        for pid in stage.workers():  # they go with it
             stage.killed.note(pid, set())
         stage.running[0].process.kill()
         stage.running[0].process.wait()
@@ -163,31 +163,38 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def parent(pid: int) -> int:
-    """The process above; 0 when there is no such process."""
+    """The process above; 0 when there is no such process any more."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        state, above, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
+    return 0 if state == "Z" else int(above)
 
 
 async def upgrade(stage: Stage) -> None:
-    """SIGUSR2. Where the old supervisor stays beside the new one (gunicorn), SIGTERM once the new one serves."""
+    """SIGUSR2; the next one when the workers of before have gone.
+
+    Where the old supervisor stays beside the new one (gunicorn), SIGTERM once the new one serves.
+    """
     while stage.more():
         old = stage.root
-        before = {pid for pid in stage.workers() if parent(pid) == old}
+        before = set(stage.workers())
 
         def fresh(before: set[int] = before) -> list[int]:
             return [pid for pid in stage.load.workers if pid not in before and parent(pid)]
 
+        def replaced(old: int = old, before: set[int] = before) -> bool:
+            return not any(map(parent, before)) and (stage.root == old or not parent(old))
+
         os.kill(old, signal.SIGUSR2)
         stage.acts += 1
-        if not await stage.wait(lambda: len(fresh()) >= WORKERS, _ROLLED_WITHIN_S):
+        if not await stage.wait(lambda fresh=fresh: len(fresh()) >= WORKERS, _ROLLED_WITHIN_S):
             stage.undone += 1
             continue
-        stage.root = parent(fresh()[-1])
+        stage.root = parent(fresh()[-1]) or old
         if stage.root != old and stage.name != REFERENCE:
             os.kill(old, signal.SIGTERM)
-        if not await stage.wait(lambda before=before: not any(map(parent, before)), _ROLLED_WITHIN_S):
+        if not await stage.wait(replaced, _ROLLED_WITHIN_S):
             stage.undone += 1
 
 
@@ -304,7 +311,8 @@ def _tell_faults(stage: Stage, case: Case, journal: Journal) -> None:
     faults = [one for one in stage.load.failures if loss(one) not in case.allowed]
     for one in faults[:_TOLD]:
         when_s = one.when_s - stage.end_s
-        print(f"  {when_s:+.3f} s from the end: {loss(one)}, {one.told}", file=sys.stderr, flush=True)
+        begun = journal.begun(max(one.number, 0))
+        print(f"  {when_s:+.3f} s from the end: {loss(one)}; {one.told}; begun by, times: {begun}", file=sys.stderr)
 
 
 async def _one(key: str, name: str, seconds: float) -> Found:

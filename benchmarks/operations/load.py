@@ -72,7 +72,7 @@ class Killed:
     def note(self, pid: int, ports: set[int]) -> None:
         """`pid` is about to be killed, and `ports` go with it."""
         now_s = time.monotonic()
-        self.pids[pid] = now_s
+        self.pids.setdefault(pid, now_s)
         self.ports.update(dict.fromkeys(ports, now_s))
 
     def _before(self, known: dict[int, float], key: int, when_s: float) -> bool:
@@ -122,7 +122,7 @@ class Load:
     Attributes:
         answered: request number to worker.
         latencies: of the answered, in seconds, with the connect where there was one.
-        longest_silence_s: between two answers, whoever got them.
+        longest_silence_s: between two answers on new connections, whoever got them.
         workers: who has answered, and when last.
         idle_closed: kept connections that ended while nothing was asked on them; the client opens another.
         failures: as the clients saw them.
@@ -172,7 +172,7 @@ class Load:
                     continue
             answer = await self._ask(link, number, before, keep_alive=lane.keep_alive)
             if answer is not None:
-                self._count(number, answer.pid, begun_s)
+                self._count(number, answer.pid, begun_s, fresh=not before)
             if answer is None or answer.last or not lane.keep_alive:
                 link.close()
                 link = None
@@ -182,13 +182,14 @@ class Load:
         if link is not None:
             link.close()
 
-    def _count(self, number: int, pid: int, begun_s: float) -> None:
+    def _count(self, number: int, pid: int, begun_s: float, *, fresh: bool) -> None:
         now_s = time.monotonic()
         self.answered[number] = pid
         self.workers[pid] = now_s
         self.latencies.append(now_s - begun_s)
-        self.longest_silence_s = max(self.longest_silence_s, now_s - self._last_s)
-        self._last_s = now_s
+        if fresh:
+            self.longest_silence_s = max(self.longest_silence_s, now_s - self._last_s)
+            self._last_s = now_s
 
     def _fail(self, number: int, what: Loss, told: object, port: int = 0, before: int = 0) -> None:
         self.failures.append(Failure(number, what, port, before, time.monotonic(), f"{told!r}"))
