@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.facts import facts
 from benchmarks.measure import SMOKE, Failure, Place, Scale, idle_connections, measure, prepare
+from benchmarks.operations.write import kept_section
 from benchmarks.peers import PEERS, missing
 from benchmarks.plots import plots
 from benchmarks.report import Missing, Sample, page, two_workers, verdict_table, verdicts, workload_tables
@@ -94,7 +95,13 @@ def write(folder: Path, known: dict[str, Any], found: Run) -> None:
     for name, drawing in drawn.items():
         (folder / "plots" / f"{name}.svg").write_text(drawing)
     (folder / "results.json").write_text(_json(known, found))
-    (folder / "RESULTS.md").write_text(page(known, *found, _HERE / "notes", drawn))
+    operations = kept_section(folder)
+    (folder / "RESULTS.md").write_text(page(known, *found, _HERE / "notes", drawn, operations))
+
+
+def rewrite(folder: Path) -> None:
+    """The pages anew, from the results.json and the operations.json that lie there."""
+    write(folder, *_read(folder / "results.json"))
 
 
 def _names(text: str, known: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:

@@ -10,7 +10,7 @@ from benchmarks.report import Sample, Spread, figures, spread
 from benchmarks.workloads import WORKLOADS
 
 _WIDTH, _LABELS, _VALUES, _BAR, _STEP, _TOP = 720, 170, 110, 18, 30, 56
-_STYLE = """\
+STYLE = """\
 text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #24292f; }
 .title { font-weight: 600; font-size: 15px; }
 .small { fill: #57606a; font-size: 12px; }
@@ -39,7 +39,7 @@ def bars(title: str, subtitle: str, rows: Sequence[tuple[str, Spread]]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}"',
         f' viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">',
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         f'<text class="title" x="0" y="18">{escape(title)}</text>',
         f'<text class="small" x="0" y="38">{escape(subtitle)}</text>',
     ]

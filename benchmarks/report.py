@@ -98,7 +98,8 @@ def verdicts(samples: list[Sample], workloads: Iterable[str]) -> list[Verdict]:
     return [verdict(samples, name, must) for name in workloads for must in WORKLOADS[name].musts]
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    """Lines of Markdown."""
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)
     for row in rows:
@@ -114,7 +115,8 @@ def _shown(found: Spread | None, figure: Figure) -> str:
     return middle if low == high else f"{middle} ({low}..{high})"
 
 
-def _ratio(found: Spread | None) -> str:
+def show_ratio(found: Spread | None) -> str:
+    """Median, least and most for a cell."""
     return "-" if found is None else f"{found.median:.2f} ({found.least:.2f}..{found.most:.2f})"
 
 
@@ -133,7 +135,7 @@ def verdict_table(found: list[Verdict]) -> Iterator[str]:
         rows.append([
             one.workload, title, sides, f"{must.sign} {must.limit:.2f}", measured, around, _HOLDS[one.holds],
         ])
-    return _table(["row", "figure", "against", "must", "median", "min..max", "holds"], rows)
+    return table(["row", "figure", "against", "must", "median", "min..max", "holds"], rows)
 
 
 def workload_tables(samples: list[Sample], names: Iterable[str]) -> Iterator[str]:
@@ -154,9 +156,10 @@ def workload_tables(samples: list[Sample], names: Iterable[str]) -> Iterator[str
             row = [peer]
             for key, figure in workload.figures.items():
                 row.append(_shown(spread(figures(samples, name, key, peer).values()), figure))
-                row.append("1" if peer == REFERENCE else _ratio(ratio(samples, name, key, REFERENCE, peer)))
+                beside = ratio(samples, name, key, REFERENCE, peer)
+                row.append("1" if peer == REFERENCE else show_ratio(beside))
             rows.append(row)
-        yield from _table(head, rows)
+        yield from table(head, rows)
 
 
 def two_workers(samples: list[Sample]) -> Iterator[str]:
@@ -165,9 +168,10 @@ def two_workers(samples: list[Sample]) -> Iterator[str]:
     for peer in WORKLOADS["workers-2"].peers:
         one = figures(samples, "workers-1", "rate", peer)
         two = figures(samples, "workers-2", "rate", peer)
-        rows.append([peer, _ratio(spread(two[number] / one[number] for number in two if one.get(number)))])
+        more = spread(two[number] / one[number] for number in two if one.get(number))
+        rows.append([peer, show_ratio(more)])
     yield from ("", "### Two workers against one, requests per second", "")
-    yield from _table(["server", "two / one"], rows)
+    yield from table(["server", "two / one"], rows)
 
 
 def left_out(facts: dict[str, Any], missing: list[Missing]) -> Iterator[str]:
@@ -208,9 +212,15 @@ and `--ws websockets-sansio`.
 
 
 def page(
-    facts: dict[str, Any], samples: list[Sample], missing: list[Missing], notes: Path, plots: Iterable[str]
+    facts: dict[str, Any], samples: list[Sample], missing: list[Missing], notes: Path, plots: Iterable[str],
+    operations: Iterable[str] = (),
 ) -> str:
-    """RESULTS.md. `notes`: folder whose *.md, kept by hand, are put at the end."""
+    """RESULTS.md.
+
+    Args:
+        notes: folder whose *.md, kept by hand, are put at the end.
+        operations: lines before them, see benchmarks.operations.report.
+    """
     names = list(facts["workloads"])
     found = verdicts(samples, names)
     holding = sum(one.holds is True for one in found)
@@ -227,6 +237,8 @@ def page(
     if {"workers-1", "workers-2"} <= set(names):
         lines += two_workers(samples)
     lines += ["", "## Left out", "", *(list(left_out(facts, missing)) or ["Nothing."])]
+    if operations := list(operations):
+        lines += ["", *operations]
     for note in sorted(notes.glob("*.md")):
         lines += ["", note.read_text().strip()]
     return "\n".join(lines) + "\n"

@@ -7,8 +7,6 @@ those of before, and the pages made from it. Linux only.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +35,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--only", default=",".join(_UNLESS_ASKED), metavar="PARTS", help=f"of: {','.join(PARTS)} (%(default)s)")
+    add(
+        "--only", default=",".join(_UNLESS_ASKED), metavar="PARTS", help=f"of: {','.join(PARTS)} (%(default)s)"
+    )
     add("--cases", metavar="CASES", help=f"of chaos, these only: {','.join(chaos.CASES)}")
     add("--peers", metavar="SERVERS", help=f"of: {','.join(SERVERS)}; default: all that a part compares")
-    add("--seconds", type=float, default=Scale().seconds, help="of a case of chaos, and of the soak (%(default)s)")
+    add(
+        "--seconds", type=float, default=Scale().seconds,
+        help="of a case of chaos, and of the soak (%(default)s)",
+    )
     add("--peer-seconds", type=float, help="of a case of chaos with a peer; default: a sixth of --seconds")
     add("--rounds", type=int, default=Scale().rounds, help="of the long tail (%(default)s)")
     add("--connections", type=int, default=Scale().connections, help="of the spread (%(default)s)")

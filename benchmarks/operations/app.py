@@ -29,7 +29,9 @@ def _note(number):
 
 
 async def _answer(send, body, kind=b"text/plain"):
-    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"x-pid", b"%d" % os.getpid())]
+    headers = [
+        (b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"x-pid", b"%d" % os.getpid()),
+    ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -149,7 +149,8 @@ def get(target: str, *, close: bool = False) -> bytes:
 def post(target: str, body: bytes, *, close: bool = False) -> bytes:
     """A POST."""
     end = b"Connection: close\r\n\r\n" if close else b"\r\n"
-    return b"POST %s HTTP/1.1\r\n%sContent-Length: %d\r\n%s%s" % (target.encode(), _HOST, len(body), end, body)
+    line = b"POST %s HTTP/1.1\r\n" % target.encode()
+    return line + _HOST + b"Content-Length: %d\r\n" % len(body) + end + body
 
 
 async def once(port: int, target: str, within_s: float = ANSWER_WITHIN_S) -> Answer:

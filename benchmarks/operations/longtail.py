@@ -171,8 +171,8 @@ async def _round(name: str, number: int, scale: Scale, tell: Tell) -> None:
             await wait_served(server)
             await wait_settled(server.port, WORKERS)
             for at, (key, row) in enumerate(ROWS.items()):
-                seed = 1000 * number + at
-                tell(Found(PART, key, name, number, await _measure(server.port, row, seed, scale.tail_seconds)))
+                figures = await _measure(server.port, row, 1000 * number + at, scale.tail_seconds)
+                tell(Found(PART, key, name, number, figures))
     except (RuntimeError, OSError) as error:
         tell(Found(PART, next(iter(ROWS)), name, number, reason=str(error)))
 

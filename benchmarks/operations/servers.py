@@ -55,7 +55,8 @@ async def wait_settled(port: int, workers: int) -> set[int]:
     seen: set[int] = set()
     end = time.monotonic() + _SETTLED_WITHIN_S
     while len(seen) < workers and time.monotonic() < end:
-        found = await asyncio.gather(*(once(port, "/block?ms=10") for _ in range(4 * workers)), return_exceptions=True)
+        asked = (once(port, "/block?ms=10") for _ in range(4 * workers))
+        found = await asyncio.gather(*asked, return_exceptions=True)
         seen |= {one.pid for one in found if not isinstance(one, BaseException)}
         for one in found:
             if isinstance(one, BaseException) and not isinstance(one, (OSError, Ended, TimeoutError)):

@@ -10,8 +10,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from statistics import linear_regression, median
 
 from benchmarks.clients import frame, plain_frame
@@ -25,7 +24,7 @@ PART = "soak"
 SERVERS = (REFERENCE,)
 LOAD = "load"
 SUPERVISOR = "supervisor"
-#: What is sampled: name to what a rise may be beside a twentieth: noise of the allocator, clients of a moment.
+#: What is sampled, and what may be added besides a twentieth: noise of the allocator, clients of a moment.
 METRICS = {"rss": 2 << 20, "pss": 2 << 20, "fds": 8, "threads": 1, "tasks": 8, "objects": 2000}
 
 _UPLOAD = bytes(1 << 20)
@@ -84,7 +83,7 @@ class _Raw:
 
 
 @contextlib.asynccontextmanager
-async def _raw(port: int, receive_buffer: int = 0) -> Iterator[_Raw]:  # type: ignore[misc]
+async def _raw(port: int, receive_buffer: int = 0) -> AsyncIterator[_Raw]:
     sock = socket.socket()
     try:
         sock.setblocking(False)
@@ -202,8 +201,10 @@ async def _abort(port: int, chance: random.Random) -> None:
             raw.reset()
 
 
+Client = Callable[[int, random.Random], Awaitable[None]]
+
 #: What runs beside each other: name to (the client, how many of them).
-CLIENTS: dict[str, tuple[Callable[[int, random.Random], Awaitable[None]], int]] = {
+CLIENTS: dict[str, tuple[Client, int]] = {
     "GET": (_gets, 8), "JSON": (_json, 4), "1 MiB upload": (_upload, 2), "event stream": (_stream, 8),
     "WebSocket": (_websocket, 6), "slow reader": (_slow_reader, 4), "aborted": (_abort, 4),
 }
@@ -222,9 +223,7 @@ class _Load:
             for name, (client, count) in CLIENTS.items() for number in range(count)
         ))
 
-    async def _again(
-        self, name: str, client: Callable[[int, random.Random], Awaitable[None]], chance: random.Random, end_s: float
-    ) -> None:
+    async def _again(self, name: str, client: Client, chance: random.Random, end_s: float) -> None:
         while time.monotonic() < end_s:
             try:
                 await client(self._port, chance)
@@ -301,7 +300,10 @@ def _found(server: str, who: str, title: str, times: list[float], samples: list[
     figures: dict[str, float] = {}
     series: dict[str, list[float]] = {}
     for metric in METRICS:
-        points = [(at, one[who][metric]) for at, one in zip(times, samples, strict=True) if metric in one.get(who, {})]
+        points = [
+            (at, one[who][metric]) for at, one in zip(times, samples, strict=True)
+            if metric in one.get(who, {})
+        ]
         if points:
             series[f"{metric} times"], series[metric] = [list(column) for column in zip(*points, strict=True)]
             told = trend(series[f"{metric} times"], series[metric])
@@ -345,7 +347,8 @@ async def _one(name: str, scale: Scale, tell: Tell) -> None:
         **{f"{metric} before": value for metric, value in before.items()},
         **{f"{metric} after": value for metric, value in after.items()},
     }))
-    for title, who in ((SUPERVISOR, SUPERVISOR), *((f"worker {at}", who) for at, who in enumerate(workers, 1))):
+    titles = {SUPERVISOR: SUPERVISOR, **{who: f"worker {at}" for at, who in enumerate(workers, 1)}}
+    for who, title in titles.items():
         tell(_found(name, who, title, times, samples))
 
 
