@@ -21,9 +21,11 @@ from benchmarks.operations.report import section
 from benchmarks.operations.results import Found, Scale
 from benchmarks.operations.servers import SERVERS, absent
 from benchmarks.operations.write import write
+from benchmarks.peers import REFERENCE
 
 PARTS = {part.PART: part for part in (spread, longtail, chaos, soak)}
 _UNLESS_ASKED = (spread.PART, longtail.PART, chaos.PART)
+_ALONE = (soak.PART,)  # it is long: peers when they are asked for
 SMOKE = Scale(
     seconds=2.0, peer_seconds=2.0, connections=200, tail_seconds=0.3, rounds=1, trials=1, sample_s=0.3
 )
@@ -36,10 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--only", default=",".join(_UNLESS_ASKED), metavar="PARTS", help=f"of: {','.join(PARTS)} (%(default)s)"
+        "--only", default=",".join(_UNLESS_ASKED), metavar="PARTS",
+        help=f"of: {','.join(PARTS)} (%(default)s)",
     )
     add("--cases", metavar="CASES", help=f"of chaos, these only: {','.join(chaos.CASES)}")
-    add("--peers", metavar="SERVERS", help=f"of: {','.join(SERVERS)}; default: all that a part compares")
+    add("--peers", metavar="SERVERS", help=f"of: {','.join(SERVERS)}; default: all that a part has")
     add(
         "--seconds", type=float, default=Scale().seconds,
         help="of a case of chaos, and of the soak (%(default)s)",
@@ -65,8 +68,12 @@ def _scale(options: argparse.Namespace) -> Scale:
     peer_seconds = options.peer_seconds or options.seconds / 6
     return replace(
         Scale(), seconds=options.seconds, peer_seconds=peer_seconds, rounds=options.rounds,
-        connections=options.connections,
+        connections=options.connections, sample_s=min(Scale().sample_s, options.seconds / 12),
     )
+
+
+def _default(part: str) -> list[str]:
+    return [REFERENCE] if part in _ALONE else list(SERVERS)
 
 
 def _tell(found: list[Found], one: Found) -> None:
@@ -83,12 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.platform != "linux":
         parser.error("needs Linux")
     scale = _scale(options)
-    asked = _names(options.peers, SERVERS, parser) if options.peers else list(SERVERS)
+    asked = _names(options.peers, SERVERS, parser) if options.peers else []
     cases = _names(options.cases, chaos.CASES, parser) if options.cases else list(chaos.CASES)
     raise_descriptors()
     held: dict[str, Any] = {}
     for part in _names(options.only, PARTS, parser):
-        wanted = [name for name in PARTS[part].SERVERS if name in asked]
+        wanted = [name for name in PARTS[part].SERVERS if name in (asked or _default(part))]
         without = absent(wanted)
         servers = [name for name in wanted if name not in without]
         known = facts(

@@ -28,6 +28,7 @@ from benchmarks.proc import tree
 PART = "chaos"
 SERVERS = (REFERENCE, "uvicorn", "gunicorn", "granian")
 
+_SEEN_WITHIN_S = 3.0
 _ROLLED_WITHIN_S = 20.0
 _STOPPED_WITHIN_S = 40.0
 _BOUND_WITHIN_S = 30.0
@@ -46,6 +47,7 @@ class Stage:
         name: of the server.
         setup: how another one is started.
         running: the servers; all are stopped at the end.
+        seconds: how long acts begin; the last one may end later.
         end_s: time.monotonic() at which no further act begins.
         acts: how often the case has done what it does.
         undone: acts whose effect was not seen in time.
@@ -56,7 +58,8 @@ class Stage:
     stack: contextlib.ExitStack
     load: Load
     killed: Killed
-    end_s: float
+    seconds: float = 0.0
+    end_s: float = 0.0
     running: list[Running] = field(default_factory=list)
     root: int = 0
     acts: int = 0
@@ -80,6 +83,10 @@ class Stage:
             await asyncio.sleep(0.02)
         return True
 
+    async def seen(self) -> None:
+        """Until all workers have answered; a server may leave one of them idle, so not for long."""
+        await self.wait(lambda: len(self.workers()) >= WORKERS, _SEEN_WITHIN_S)
+
     async def start(self, **more: Any) -> Running:
         """Another server, not yet ready."""
         return self.stack.enter_context(serving(self.name, **{**self.setup, **more}))
@@ -102,7 +109,7 @@ async def kill(stage: Stage) -> None:
 async def roll(stage: Stage) -> None:
     """SIGHUP; the next one when all that worked before have gone."""
     while stage.more():
-        await stage.wait(lambda: len(stage.workers()) >= WORKERS, 3)
+        await stage.seen()
         before = set(stage.workers())
         os.kill(stage.root, signal.SIGHUP)
         if not await stage.wait(lambda before=before: not before & tree(stage.root), _ROLLED_WITHIN_S):
@@ -178,6 +185,7 @@ async def upgrade(stage: Stage) -> None:
     Where the old supervisor stays beside the new one (gunicorn), SIGTERM once the new one serves.
     """
     while stage.more():
+        await stage.seen()
         old = stage.root
         before = set(stage.workers())
 
@@ -234,7 +242,9 @@ CASES: dict[str, Case] = {
     "haproxy": Case(
         "two servers behind haproxy, restarted (SIGTERM) one after the other", restart, proxy="haproxy"
     ),
-    "nginx": Case("two servers behind nginx, restarted (SIGTERM) one after the other", restart, proxy="nginx"),
+    "nginx": Case(
+        "two servers behind nginx, restarted (SIGTERM) one after the other", restart, proxy="nginx"
+    ),
     "supervisor": Case(
         "supervisor killed (-9) and a new one started", succeed, OF_THE_KILLED | {Loss.REFUSED},
         servers=(REFERENCE, "gunicorn"),
@@ -279,7 +289,7 @@ async def _stage(case: Case, name: str, seconds: float, folder: Path, stack: con
         "port": free_port(), "arguments": case.arguments.get(name, ()),
         "environment": {JOURNAL_VARIABLE: str(folder / "journal")},
     }
-    stage = Stage(name, setup, stack, Load(setup["port"]), Killed(), 0.0)
+    stage = Stage(name, setup, stack, Load(setup["port"]), Killed(), seconds)
     stage.running.append(await stage.start())
     stage.root = stage.running[0].pid
     if case.proxy:
@@ -299,7 +309,7 @@ def _figures(stage: Stage, case: Case, journal: Journal) -> dict[str, float]:
     found = losses(stage.load, stage.killed, journal)
     latencies = stage.load.latencies
     return {
-        "acts": stage.acts, "undone": stage.undone, "answered": len(latencies),
+        "seconds": stage.seconds, "acts": stage.acts, "undone": stage.undone, "answered": len(latencies),
         "at fault": sum(count for loss, count in found.items() if loss not in case.allowed),
         **{loss.value: count for loss, count in found.items()},
         "begun twice": begun_twice(stage.load, journal), "idle closed": stage.load.idle_closed,

@@ -52,10 +52,10 @@ class Answer:
 
 
 class Link(asyncio.Protocol):
-    """One connection. `port` is the local one; `ended` is set when it is over."""
+    """One connection. `address` is our own; `ended` is set when it is over."""
 
     def __init__(self) -> None:
-        self.port = 0
+        self.address = ("", 0)
         self.ended = asyncio.Event()
         self.reset = False
         self._transport: asyncio.Transport | None = None
@@ -64,7 +64,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self.port = transport.get_extra_info("sockname")[1]
+        self.address = transport.get_extra_info("sockname")
 
     def data_received(self, data: bytes) -> None:
         self._data += data

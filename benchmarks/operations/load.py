@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from enum import StrEnum
 
 from benchmarks.operations.client import Answer, Ended, Link, connect, post
 from benchmarks.operations.journal import MOST_REQUESTS, Journal
+from benchmarks.operations.owners import Address
 
 _WORK_MS = 5
 _AFTER_FAILURE_S = 0.02
@@ -46,53 +48,52 @@ class Failure:
     """A request that was not answered as it should be.
 
     Attributes:
-        number: of the request; -1 when there was no connection for it.
+        number: of the request.
         what: REFUSED, SERVER_ERROR, WRONG, or one that judge() makes more of: NEVER_BEGUN, LATE_NEVER_BEGUN.
-        port: the client's.
+        address: the client's.
         before: the worker that has answered on this connection; 0 on a new one.
-        when_s: time.monotonic() of its end.
+        begun_s: time.monotonic() before it was sent, and before the connect where there was one.
+        when_s: the same, of its end.
         told: for people.
     """
 
     number: int
     what: Loss
-    port: int
+    address: Address
     before: int
+    begun_s: float
     when_s: float
     told: str
 
 
 @dataclass
 class Killed:
-    """Who was killed: pid to time.monotonic(), and the clients' ports whose connections it had accepted."""
+    """Who was killed: pid to time.monotonic(), and the clients whose connections it had accepted."""
 
     pids: dict[int, float] = field(default_factory=dict)
-    ports: dict[int, float] = field(default_factory=dict)
+    clients: dict[Address, float] = field(default_factory=dict)
 
-    def note(self, pid: int, ports: set[int]) -> None:
-        """`pid` is about to be killed, and `ports` go with it."""
+    def note(self, pid: int, clients: set[Address]) -> None:
+        """`pid` is about to be killed, and these connections with it."""
         now_s = time.monotonic()
         self.pids.setdefault(pid, now_s)
-        self.ports.update(dict.fromkeys(ports, now_s))
-
-    def _before(self, known: dict[int, float], key: int, when_s: float) -> bool:
-        return key in known and known[key] <= when_s
+        self.clients.update(dict.fromkeys(clients, now_s))
 
     def judge(self, failure: Failure, journal: Journal) -> Loss:
         """Whose fault it was."""
         if failure.what not in (Loss.NEVER_BEGUN, Loss.LATE_NEVER_BEGUN):
             return failure.what
-        pid = journal.begun(failure.number)[0] if failure.number >= 0 else 0
-        if pid and self._before(self.pids, pid, failure.when_s):
+        pid = journal.begun(failure.number)[0]
+        if self.pids.get(pid, math.inf) <= failure.when_s:
             return Loss.BEGUN_BY_KILLED
         if failure.what is Loss.LATE_NEVER_BEGUN:
             return Loss.LATE_BEGUN if pid else failure.what
         if pid:
             return Loss.CUT
         if failure.before:
-            killed = self._before(self.pids, failure.before, failure.when_s)
+            killed = self.pids.get(failure.before, math.inf) <= failure.when_s
             return Loss.KEPT_BY_KILLED if killed else Loss.REUSE_RACE
-        killed = self._before(self.ports, failure.port, failure.when_s)
+        killed = failure.begun_s <= self.clients.get(failure.address, math.inf) <= failure.when_s
         return Loss.ACCEPTED_BY_KILLED if killed else Loss.NEVER_BEGUN
 
 
@@ -166,11 +167,11 @@ class Load:
             begun_s = time.monotonic()
             if link is None:
                 before = 0
-                link = await self._connect(number)
+                link = await self._connect(number, begun_s)
                 if link is None:
                     await self._pause(_AFTER_FAILURE_S)
                     continue
-            answer = await self._ask(link, number, before, keep_alive=lane.keep_alive)
+            answer = await self._ask(link, number, before, begun_s, keep_alive=lane.keep_alive)
             if answer is not None:
                 self._count(number, answer.pid, begun_s, fresh=not before)
             if answer is None or answer.last or not lane.keep_alive:
@@ -191,34 +192,37 @@ class Load:
             self.longest_silence_s = max(self.longest_silence_s, now_s - self._last_s)
             self._last_s = now_s
 
-    def _fail(self, number: int, what: Loss, told: object, port: int = 0, before: int = 0) -> None:
-        self.failures.append(Failure(number, what, port, before, time.monotonic(), f"{told!r}"))
-
-    async def _connect(self, number: int) -> Link | None:
+    async def _connect(self, number: int, begun_s: float) -> Link | None:
+        address = (f"127.0.0.{1 + number % 50}", 0)
         try:
-            return await connect(self._port, (f"127.0.0.{1 + number % 50}", 0))
+            return await connect(self._port, address)
         except ConnectionRefusedError as error:
-            self._fail(number, Loss.REFUSED, error)
+            what, told = Loss.REFUSED, repr(error)
         except TimeoutError as error:
-            self._fail(number, Loss.LATE_NEVER_BEGUN, error)
+            what, told = Loss.LATE_NEVER_BEGUN, repr(error)
         except OSError as error:
-            self._fail(number, Loss.NEVER_BEGUN, error)
+            what, told = Loss.NEVER_BEGUN, repr(error)
+        self.failures.append(Failure(number, what, address, 0, begun_s, time.monotonic(), told))
         return None
 
-    async def _ask(self, link: Link, number: int, before: int, *, keep_alive: bool) -> Answer | None:
+    async def _ask(
+        self, link: Link, number: int, before: int, begun_s: float, *, keep_alive: bool
+    ) -> Answer | None:
         body = b"request %d" % number
         request = post(f"/work?id={number}&ms={_WORK_MS}", body, close=not keep_alive)
         try:
             answer = await link.ask(request)
         except Ended as error:
-            self._fail(number, Loss.NEVER_BEGUN, error, link.port, before)
+            what, told = Loss.NEVER_BEGUN, repr(error)
         except TimeoutError as error:
-            self._fail(number, Loss.LATE_NEVER_BEGUN, error, link.port, before)
+            what, told = Loss.LATE_NEVER_BEGUN, repr(error)
         else:
             if answer.status == 200 and answer.body == body:
                 return answer
             what = Loss.SERVER_ERROR if answer.status >= 500 else Loss.WRONG
-            self._fail(number, what, (answer.status, answer.body[:80]), link.port, before)
+            told = f"{answer.status} {answer.body[:80]!r}"
+        now_s = time.monotonic()
+        self.failures.append(Failure(number, what, link.address, before, begun_s, now_s, told))
         return None
 
 

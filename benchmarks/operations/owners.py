@@ -12,12 +12,16 @@ _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBxI")
 _STATES = sum(1 << state for state in (1, 4, 5, 8, 9))  # established, and on the way to closed
 _PORTS = struct.Struct("!HH")
+_CLIENT_AT = 4 + 4 + 16  # of the client's address: four bytes, two ports, our address
 _INODE_AT = 4 + 48 + 16  # struct inet_diag_msg: four bytes, inet_diag_sockid, four words, inode
 _ANSWER_WITHIN_S = 5.0
 
 
-def _connections(port: int) -> dict[int, int]:
-    """Socket inode (0 while nobody has accepted it) to the client's port, of the connections to `port`."""
+Address = tuple[str, int]
+
+
+def _connections(port: int) -> dict[int, Address]:
+    """Socket inode (0 while nobody has accepted it) to the client's address, of the connections to `port`."""
     identity = _PORTS.pack(port, 0) + bytes(44)
     request = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _STATES) + identity
     found = {}
@@ -34,13 +38,13 @@ def _connections(port: int) -> dict[int, int]:
                 if kind == _ERROR:
                     raise OSError("sock_diag is refused")
                 body = data[_HEADER.size : length]
-                _, client = _PORTS.unpack_from(body, 4)
+                client = socket.inet_ntoa(body[_CLIENT_AT : _CLIENT_AT + 4]), _PORTS.unpack_from(body, 4)[1]
                 found[struct.unpack_from("=I", body, _INODE_AT)[0]] = client
                 data = data[(length + 3) & ~3 :]
 
 
-def accepted(pid: int, port: int) -> set[int]:
-    """The clients' ports of the connections to `port` that `pid` has accepted.
+def accepted(pid: int, port: int) -> set[Address]:
+    """The clients of the connections to `port` of 127.0.0.1 that `pid` has accepted.
 
     Hold still what is looked at (SIGSTOP), or the answer is one of a moment ago.
     """

@@ -74,13 +74,13 @@ def _spread_verdicts(found: list[Found]) -> Iterator[Verdict]:
 # The long tail
 
 _TAIL = """\
-Four workers, open-loop arrivals (the same for all servers of a round), one request in ten takes 50 ms: `block`
-sleeps and holds its loop, as a call to an accelerator does, `burn` takes CPU time, `wait` leaves the loop to
-others. The share is that of what four workers (`burn`: two cores, of which the client has its part) could do.
-"pool" is a pool of kept connections, one of them by lot. Milliseconds from the time at which the request was
-meant to be sent; median of {rounds} rounds (least..most).
+Four workers, open-loop arrivals (the same for all servers of a round), one request in ten takes 50 ms:
+`block` sleeps and holds its loop, as a call to an accelerator does, `burn` takes CPU time, `wait` leaves the
+loop to others. The share is that of what four workers (`burn`: two cores, of which the client has its part)
+could do. "pool" is a pool of kept connections, one of them by lot. Milliseconds from the time at which the request
+was meant to be sent; median of {rounds} rounds (least..most).
 """
-_TAIL_FIGURES = {"p50": "p50", "p90": "p90", "p99": "p99", "max": "max", "fast_p99": "p99 of the instant ones"}
+_TAIL_FIGURES = {"p50": "p50", "p90": "p90", "p99": "p99", "max": "max", "fast_p99": "p99 of instant ones"}
 
 
 def _by_round(found: list[Found], case: str, server: str, figure: str) -> dict[int, float]:
@@ -142,16 +142,19 @@ def _tail_verdicts(found: list[Found]) -> Iterator[Verdict]:
 # Chaos
 
 _CHAOS = """\
-Four workers, 32 clients, of which 12 open a connection per request, 12 keep theirs busy, 8 idle for up to 2.5 s
-in between; POSTs that take 5 ms. The application writes down what it begins, in memory that outlives it, and the
-kernel says whose a connection was when its worker was killed: so each loss is attributed. A fault is any loss but
-those in flight on a killed worker (begun there, accepted by it, or sent to it on a kept connection) and, where the
-supervisor was killed, refused connections. "Silence" is the longest time in which no new connection got an answer.
+Four workers, 32 clients, of which 12 open a connection per request, 12 keep theirs busy, 8 idle for up to
+2.5 s in between; POSTs that take 5 ms. The application writes down what it begins, in memory that outlives
+it, and the kernel says whose a connection was when its worker was killed: so each loss is attributed. A fault is
+any loss but those in flight on a killed worker (begun there, accepted by it, or sent to it on a kept
+connection) and, where the supervisor was killed, refused connections. "Silence" is the longest time in which
+no new connection got an answer. leanserve had {seconds:g} s of each, the others {peer_seconds:g} s.
 """
 
 
 def _chaos(found: list[Found]) -> Iterator[str]:
-    yield from ("### Chaos", "", _CHAOS)
+    seconds = {one.server == REFERENCE: one.figures["seconds"] for one in found if not one.reason}
+    told = _CHAOS.format(seconds=seconds.get(True, 0), peer_seconds=seconds.get(False, 0))
+    yield from ("### Chaos", "", told)
     names = [loss.value for loss in chaos.Loss]
     for key, case in chaos.CASES.items():
         held = _of(found, key)
@@ -164,7 +167,8 @@ def _chaos(found: list[Found]) -> Iterator[str]:
             lost = [f"{told[name]:.0f} {name}" for name in names if told.get(name)]
             undone = f" ({told['undone']:.0f} not seen done)" if told["undone"] else ""
             rows.append([
-                one.server, f"{told['acts']:.0f}{undone}", f"{told['answered']:.0f}", f"{told['at fault']:.0f}",
+                one.server, f"{told['acts']:.0f}{undone}",
+                f"{told['answered']:.0f}", f"{told['at fault']:.0f}",
                 "; ".join(lost) or "nothing",
                 *(f"{1000 * told[figure]:.0f}" for figure in ("p50", "p99", "max", "silence")),
             ])
@@ -189,8 +193,8 @@ def _chaos_verdicts(found: list[Found]) -> Iterator[Verdict]:
 # The soak
 
 _SOAK = """\
-{seconds:.0f} s of {clients}. Medians of the first and the last third of {samples} samples, and the slope of the
-last two thirds. Flat: the last is at most a twentieth above the first, besides a small allowance.
+{seconds:.0f} s of {clients}. Medians of the first and the last third of {samples} samples, and the slope of
+the last two thirds. Flat: the last is at most a twentieth above the first, besides a small allowance.
 """
 _METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "rss": ("RSS, MiB", lambda value: f"{value / _MIB:.1f}"),
@@ -205,6 +209,7 @@ _METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
 def _soak(found: list[Found]) -> Iterator[str]:
     yield from ("### Soak", "")
     for load in _of(found, soak.LOAD):
+        yield from (f"#### {load.server}", "")
         told = load.figures
         clients = ", ".join(f"{told[f'done: {name}']:.0f} x {name}" for name in soak.CLIENTS)
         yield _SOAK.format(seconds=told["seconds"], clients=clients, samples=int(told["samples"]))
@@ -217,9 +222,9 @@ def _soak(found: list[Found]) -> Iterator[str]:
         ]
         yield from table(["process", "what", "first third", "last third", "most", "slope", "flat"], rows)
         yield from ("", (
-            f"{told['failed']:.0f} clients failed; {told['replaced']:.0f} workers were replaced. When all clients "
-            f"had gone: {told['tasks after']:.0f} tasks (before the load {told['tasks before']:.0f}) and "
-            f"{told['fds after']:.0f} descriptors (before {told['fds before']:.0f}) in all workers."
+            f"{told['failed']:.0f} clients failed; {told['replaced']:.0f} workers were replaced. When all "
+            f"clients had gone: {told['tasks after']:.0f} tasks (before the load "
+            f"{told['tasks before']:.0f}) and {told['fds after']:.0f} descriptors (before {told['fds before']:.0f}) in all workers."
         ))
     yield from _reasons(found)
 
@@ -252,18 +257,24 @@ def verdicts(held: dict[str, Any]) -> list[Verdict]:
     return [one for part, (_, judge) in _PARTS.items() if part in held for one in judge(read(held[part]))]
 
 
+def _facts(parts: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    for part, facts in parts:
+        commit = f", commit {facts['commit']}" if facts["commit"] else ""
+        date = f"{facts['date']}{commit}, load before {facts['load_before']}"
+        yield f"- {part}: `{facts['command']}`, {date}"
+    for machine in dict.fromkeys(
+        f"{facts['cpu']}, {facts['cpus']} CPUs, {facts['kernel']}, {facts['python']}" for _, facts in parts
+    ):
+        yield f"- {machine}"
+    named = {name: number for _, facts in parts for name, number in facts["versions"].items()}
+    yield "- " + ", ".join(f"{name} {number}" for name, number in sorted(named.items()))
+
+
 def section(held: dict[str, Any]) -> list[str]:
     """Lines of Markdown. `held`: part to its facts and findings, as in operations.json."""
     found = verdicts(held)
     lines = ["## Operations", "", "Made by `python -m benchmarks.operations`.", ""]
-    for part in (one for one in _PARTS if one in held):
-        facts = held[part]["facts"]
-        commit = f", commit {facts['commit']}" if facts["commit"] else ""
-        named = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-        lines.append(
-            f"- {part}: `{facts['command']}`, {facts['date']}{commit}; {facts['cpus']} CPUs, {facts['kernel']}, "
-            f"{facts['python']}, load before {facts['load_before']}; {named}"
-        )
+    lines += _facts([(part, held[part]["facts"]) for part in _PARTS if part in held])
     rows = [[what, must, measured, "yes" if holds else "**no**"] for what, must, measured, holds in found]
     lines += ["", f"{sum(one[3] for one in found)} of {len(found)} hold.", ""]
     lines += [*table(["what", "must", "measured", "holds"], rows), ""]

@@ -21,7 +21,7 @@ from benchmarks.peers import REFERENCE, Running
 from benchmarks.proc import memory, tree
 
 PART = "soak"
-SERVERS = (REFERENCE,)
+SERVERS = (REFERENCE, "uvicorn", "gunicorn", "granian")
 LOAD = "load"
 SUPERVISOR = "supervisor"
 #: What is sampled, and what may be added besides a twentieth: noise of the allocator, clients of a moment.
