@@ -77,8 +77,8 @@ _TAIL = """\
 Four workers, open-loop arrivals (the same for all servers of a round), one request in ten takes 50 ms:
 `block` sleeps and holds its loop, as a call to an accelerator does, `burn` takes CPU time, `wait` leaves the
 loop to others. The share is that of what four workers (`burn`: two cores, of which the client has its part)
-could do. "pool" is a pool of kept connections, one of them by lot. Milliseconds from the time at which the request
-was meant to be sent; median of {rounds} rounds (least..most).
+could do. "pool" is a pool of kept connections, one of them by lot. Milliseconds from the time at which the
+request was meant to be sent; median of {rounds} rounds (least..most).
 """
 _TAIL_FIGURES = {"p50": "p50", "p90": "p90", "p99": "p99", "max": "max", "fast_p99": "p99 of instant ones"}
 
@@ -144,8 +144,8 @@ def _tail_verdicts(found: list[Found]) -> Iterator[Verdict]:
 _CHAOS = """\
 Four workers, 32 clients, of which 12 open a connection per request, 12 keep theirs busy, 8 idle for up to
 2.5 s in between; POSTs that take 5 ms. The application writes down what it begins, in memory that outlives
-it, and the kernel says whose a connection was when its worker was killed: so each loss is attributed. A fault is
-any loss but those in flight on a killed worker (begun there, accepted by it, or sent to it on a kept
+it, and the kernel says whose a connection was when its worker was killed: so each loss is attributed. A fault
+is any loss but those in flight on a killed worker (begun there, accepted by it, or sent to it on a kept
 connection) and, where the supervisor was killed, refused connections. "Silence" is the longest time in which
 no new connection got an answer. leanserve had {seconds:g} s of each, the others {peer_seconds:g} s.
 """
@@ -224,7 +224,8 @@ def _soak(found: list[Found]) -> Iterator[str]:
         yield from ("", (
             f"{told['failed']:.0f} clients failed; {told['replaced']:.0f} workers were replaced. When all "
             f"clients had gone: {told['tasks after']:.0f} tasks (before the load "
-            f"{told['tasks before']:.0f}) and {told['fds after']:.0f} descriptors (before {told['fds before']:.0f}) in all workers."
+            f"{told['tasks before']:.0f}) and {told['fds after']:.0f} descriptors (before "
+            f"{told['fds before']:.0f}) in all workers."
         ))
     yield from _reasons(found)
 
