@@ -341,7 +341,8 @@ def test_flat(last: float, flat: bool) -> None:
 
 FACTS = {
     "command": "python -m benchmarks.operations", "date": "today", "commit": "", "cpu": "a processor",
-    "cpus": 2, "kernel": "Linux 6", "python": "CPython 3", "load_before": 0.5, "versions": {"leanserve": "0.1"},
+    "cpus": 2, "kernel": "Linux 6", "python": "CPython 3", "load_before": 0.5,
+    "versions": {"leanserve": "0.1"},
 }
 
 

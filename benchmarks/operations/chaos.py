@@ -74,13 +74,13 @@ class Stage:
         alive = tree(self.root) - set(self.killed.pids)
         return sorted(pid for pid in self.load.workers if pid in alive)
 
-    async def wait(self, condition: Callable[[], bool], within_s: float) -> bool:
+    async def wait(self, condition: Callable[[], object], within_s: float) -> bool:
         """Look until it is true; False when the time is over."""
         end = time.monotonic() + within_s
         while not condition():
             if time.monotonic() > end:
                 return False
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.03)
         return True
 
     async def seen(self) -> None:
@@ -150,16 +150,22 @@ async def succeed(stage: Stage) -> None:
         stage.running[0].process.wait()
         stage.acts += 1
         end = time.monotonic() + _BOUND_WITHIN_S
-        while True:
-            stage.running[0] = await stage.start()
-            try:
-                await wait_served(stage.running[0])
-                break
-            except RuntimeError:
-                if time.monotonic() > end:
-                    raise
-        stage.root = stage.running[0].pid
+        while not await _succeeded(stage):
+            if time.monotonic() > end:
+                raise RuntimeError(f"no new supervisor serves within {_BOUND_WITHIN_S} s")
         await asyncio.sleep(2)
+
+
+async def _succeeded(stage: Stage) -> bool:
+    """Start a server in the place of the first, until one of its own workers answers; False if it ends.
+
+    Workers of the old one may answer for a while, and keep the new one from binding.
+    """
+    stage.running[0] = await stage.start()
+    stage.root = stage.running[0].pid
+    ended = stage.running[0].process.poll
+    await stage.wait(lambda: stage.workers() or ended() is not None, _BOUND_WITHIN_S)
+    return ended() is None and bool(stage.workers())
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -301,8 +307,17 @@ async def _stage(case: Case, name: str, seconds: float, folder: Path, stack: con
         proxy = _proxy(case.proxy, folder / "proxy", [server.port for server in stage.running])
         await asyncio.to_thread(stack.enter_context, proxy)
         stage.load = Load(proxy.port)
+    stack.callback(_end_successor, stage)
     stage.end_s = time.monotonic() + seconds
     return stage
+
+
+def _end_successor(stage: Stage) -> None:
+    """A supervisor that another has left in its place may have left that one's process group, too."""
+    if stage.root not in [server.pid for server in stage.running] and parent(stage.root):
+        for pid in tree(stage.root):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _figures(stage: Stage, case: Case, journal: Journal) -> dict[str, float]:

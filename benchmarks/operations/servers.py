@@ -32,7 +32,6 @@ SERVERS: dict[str, Server] = {
     "uvicorn": Server("uvicorn-httptools"),
     "gunicorn": Server("gunicorn-asgi"),
     "granian": Server("granian", ("--respawn-failed-workers",)),
-    "hypercorn": Server("hypercorn"),
 }
 
 

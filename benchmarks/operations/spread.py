@@ -14,7 +14,7 @@ from benchmarks.operations.servers import SHARED, WORKERS, serving, wait_served,
 from benchmarks.peers import REFERENCE
 
 PART = "spread"
-SERVERS = (REFERENCE, SHARED, "uvicorn", "gunicorn", "granian", "hypercorn")
+SERVERS = (REFERENCE, SHARED, "uvicorn", "gunicorn", "granian")
 SOURCE_PORTS = 200
 _FIRST_PORT = 20_000  # below those that the kernel gives to others
 _LAST_PORT = 30_000
