@@ -47,101 +47,109 @@ def runner(*arguments: str, timeout: float = 30) -> subprocess.CompletedProcess[
     )
 
 
-class TestSmoke:
-    """Every part with leanserve alone, tiny."""
+# Every part with leanserve alone, tiny
 
-    def run(self, part: str, out: Path, *more: str) -> dict[str, dict[str, float]]:
-        """case to figures; what could not be measured has a reason, and is not among them."""
-        options = ["--smoke", "--only", part, "--peers", "leanserve", "--out", str(out), *more]
-        done = runner(*options, timeout=150)
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
-        held = json.loads((out / "operations.json").read_text())[part]["found"]
-        assert {one["server"] for one in held} == {"leanserve"}
-        return {one["case"]: one["figures"] for one in held}
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(160)
-    def test_spread(self, tmp_path: Path) -> None:
-        found = self.run("spread", tmp_path)
-        assert set(found) == set(spread.CASES)
-        for figures in found.values():
-            assert (figures["answered"], figures["failed"]) == (200, 0)
-            assert figures["ratio"] == figures["busiest"] / figures["idlest"] >= 1
+def smoke(part: str, out: Path, *more: str) -> dict[str, dict[str, float]]:
+    """A part with leanserve alone, tiny: case to figures."""
+    options = ["--smoke", "--only", part, "--peers", "leanserve", "--out", str(out), *more]
+    done = runner(*options, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    held = json.loads((out / "operations.json").read_text())[part]["found"]
+    assert {one["server"] for one in held} == {"leanserve"}
+    return {one["case"]: one["figures"] for one in held}
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(160)
-    def test_longtail(self, tmp_path: Path) -> None:
-        found = self.run("longtail", tmp_path)
-        assert set(found) == {*longtail.ROWS, longtail.AT_ONCE}
-        assert found[longtail.AT_ONCE]["trials"] == 1
-        for case in longtail.ROWS:
-            assert found[case]["failed"] == 0
-            assert 0 < found[case]["p50"] <= found[case]["p90"] <= found[case]["p99"] <= found[case]["max"]
-        assert (tmp_path / "plots" / "tail-pool.svg").exists()
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(160)
-    @pytest.mark.parametrize("case", ["kill", "roll", "workers"])
-    def test_chaos(self, tmp_path: Path, case: str) -> None:
-        """Nothing is lost but what was in flight on a killed worker."""
-        figures = self.run("chaos", tmp_path, "--cases", case)[case]
-        assert figures["acts"] >= 1
-        assert figures["answered"] > 100
-        assert figures["at fault"] == 0, figures
+@pytest.mark.slow
+@pytest.mark.timeout(160)
+def test_spread(tmp_path: Path) -> None:
+    found = smoke("spread", tmp_path)
+    assert set(found) == set(spread.CASES)
+    for figures in found.values():
+        assert (figures["answered"], figures["failed"]) == (200, 0)
+        assert figures["ratio"] == figures["busiest"] / figures["idlest"] >= 1
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(160)
-    @pytest.mark.parametrize("case", ["haproxy", "nginx"])
-    def test_chaos_behind_a_proxy(self, tmp_path: Path, case: str) -> None:
-        from proxies import find
 
-        find(case)
-        figures = self.run("chaos", tmp_path, "--cases", case)[case]
-        assert figures["acts"] >= 1
-        assert figures["at fault"] == 0, figures
+@pytest.mark.slow
+@pytest.mark.timeout(160)
+def test_longtail(tmp_path: Path) -> None:
+    found = smoke("longtail", tmp_path)
+    assert set(found) == {*longtail.ROWS, longtail.AT_ONCE}
+    assert found[longtail.AT_ONCE]["trials"] == 1
+    for case in longtail.ROWS:
+        assert found[case]["failed"] == 0
+        assert 0 < found[case]["p50"] <= found[case]["p90"] <= found[case]["p99"] <= found[case]["max"]
+    assert (tmp_path / "plots" / "tail-pool.svg").exists()
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(160)
-    def test_chaos_of_the_supervisor(self, tmp_path: Path) -> None:
-        """A new one comes up on the same port; what is lost meanwhile is not judged here."""
-        figures = self.run("chaos", tmp_path, "--cases", "supervisor")["supervisor"]
-        assert figures["acts"] >= 1
-        assert figures["undone"] == 0
-        assert figures["answered"] > 100
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(160)
-    def test_upgrade_is_left_out_where_it_is_not_known(self, tmp_path: Path) -> None:
-        done = runner("--smoke", "--only", "chaos", "--cases", "upgrade", "--peers", "leanserve", timeout=150)
-        if done.returncode:
-            assert "does not know SIGUSR2" in done.stderr
-        else:
-            assert "upgrade, leanserve: seconds" in done.stderr
-            assert "at fault 0," in done.stderr
+@pytest.mark.slow
+@pytest.mark.timeout(160)
+@pytest.mark.parametrize("case", ["kill", "roll", "workers"])
+def test_chaos(tmp_path: Path, case: str) -> None:
+    """Nothing is lost but what was in flight on a killed worker."""
+    figures = smoke("chaos", tmp_path, "--cases", case)[case]
+    assert figures["acts"] >= 1
+    assert figures["answered"] > 100
+    assert figures["at fault"] == 0, figures
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(160)
-    def test_soak(self, tmp_path: Path) -> None:
-        found = self.run("soak", tmp_path)
-        assert set(found) == {soak.LOAD, soak.SUPERVISOR, *(f"worker {number}" for number in range(1, 5))}
-        figures = found[soak.LOAD]
-        assert figures["failed"] == 0, figures
-        assert figures["replaced"] == 0
-        assert all(figures[f"done: {client}"] > 0 for client in soak.CLIENTS)
-        assert figures["tasks after"] <= figures["tasks before"], "clients that have gone left tasks behind"
-        for metric in soak.METRICS:
-            assert found["worker 1"][f"{metric} first"] > 0
-        for name in ("soak-rss", "soak-tasks"):
-            assert ElementTree.parse(tmp_path / "plots" / f"{name}.svg").getroot().tag == SVG + "svg"
 
-    @pytest.mark.parametrize(
-        ("option", "value"), [("--peers", "nobody"), ("--only", "spread,nothing"), ("--cases", "flood")]
-    )
-    def test_unknown(self, option: str, value: str) -> None:
-        done = runner(option, value)
-        assert done.returncode == 2
-        assert "unknown: " in done.stderr
+@pytest.mark.slow
+@pytest.mark.timeout(160)
+@pytest.mark.parametrize("case", ["haproxy", "nginx"])
+def test_chaos_behind_a_proxy(tmp_path: Path, case: str) -> None:
+    from proxies import find
+
+    find(case)
+    figures = smoke("chaos", tmp_path, "--cases", case)[case]
+    assert figures["acts"] >= 1
+    assert figures["at fault"] == 0, figures
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(160)
+def test_chaos_of_the_supervisor(tmp_path: Path) -> None:
+    """A new one comes up on the same port; what is lost meanwhile is not judged here."""
+    figures = smoke("chaos", tmp_path, "--cases", "supervisor")["supervisor"]
+    assert figures["acts"] >= 1
+    assert figures["undone"] == 0
+    assert figures["answered"] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(160)
+def test_upgrade_is_left_out_where_it_is_not_known(tmp_path: Path) -> None:
+    done = runner("--smoke", "--only", "chaos", "--cases", "upgrade", "--peers", "leanserve", timeout=150)
+    if done.returncode:
+        assert "does not know SIGUSR2" in done.stderr
+    else:
+        assert "upgrade, leanserve: seconds" in done.stderr
+        assert "at fault 0," in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(160)
+def test_soak(tmp_path: Path) -> None:
+    found = smoke("soak", tmp_path)
+    assert set(found) == {soak.LOAD, soak.SUPERVISOR, *(f"worker {number}" for number in range(1, 5))}
+    figures = found[soak.LOAD]
+    assert figures["failed"] == 0, figures
+    assert figures["replaced"] == 0
+    assert all(figures[f"done: {client}"] > 0 for client in soak.CLIENTS)
+    assert figures["tasks after"] <= figures["tasks before"], "clients that have gone left tasks behind"
+    for metric in soak.METRICS:
+        assert found["worker 1"][f"{metric} first"] > 0
+    for name in ("soak-rss", "soak-tasks"):
+        assert ElementTree.parse(tmp_path / "plots" / f"{name}.svg").getroot().tag == SVG + "svg"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--peers", "nobody"), ("--only", "spread,nothing"), ("--cases", "flood")]
+)
+def test_unknown(option: str, value: str) -> None:
+    done = runner(option, value)
+    assert done.returncode == 2
+    assert "unknown: " in done.stderr
 
 
 # The client, against a real server

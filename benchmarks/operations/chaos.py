@@ -34,6 +34,7 @@ _STOPPED_WITHIN_S = 40.0
 _BOUND_WITHIN_S = 30.0
 _PROMOTED_WITHIN_S = 1.5  # gunicorn's new master looks once a second whether the old one has gone
 _TOLD = 5
+_STALLED_S = 0.9  # a SYN that was dropped is sent again after a second
 #: A kill every second is what it is to survive here; with its defaults it would say that the application
 #: is broken, and give up.
 _SURVIVE = ("--restart-limit", "100000", "--restart-backoff-max", "0.1")
@@ -329,7 +330,7 @@ def _figures(stage: Stage, case: Case, journal: Journal) -> dict[str, float]:
         **{loss.value: count for loss, count in found.items()},
         "begun twice": begun_twice(stage.load, journal), "idle closed": stage.load.idle_closed,
         "p50": quantile(latencies, 0.5), "p99": quantile(latencies, 0.99), "max": max(latencies),
-        "silence": stage.load.longest_silence_s,
+        "stalled": sum(one >= _STALLED_S for one in latencies), "silence": stage.load.longest_silence_s,
     }
 
 

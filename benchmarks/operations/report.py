@@ -147,7 +147,8 @@ Four workers, 32 clients, of which 12 open a connection per request, 12 keep the
 it, and the kernel says whose a connection was when its worker was killed: so each loss is attributed. A fault
 is any loss but those in flight on a killed worker (begun there, accepted by it, or sent to it on a kept
 connection) and, where the supervisor was killed, refused connections. "Silence" is the longest time in which
-no new connection got an answer. leanserve had {seconds:g} s of each, the others {peer_seconds:g} s.
+no new connection got an answer; "stalled" are answers after 0.9 s and more, as when a SYN was dropped and
+sent again. leanserve had {seconds:g} s of each, the others {peer_seconds:g} s.
 """
 
 
@@ -171,9 +172,14 @@ def _chaos(found: list[Found]) -> Iterator[str]:
                 f"{told['answered']:.0f}", f"{told['at fault']:.0f}",
                 "; ".join(lost) or "nothing",
                 *(f"{1000 * told[figure]:.0f}" for figure in ("p50", "p99", "max", "silence")),
+                f"{told['stalled']:.0f}",
             ])
         yield from table(
-            ["server", "acts", "answered", "faults", "lost in all", "p50, ms", "p99", "max", "silence"], rows
+            [
+                "server", "acts", "answered", "faults", "lost in all", "p50, ms", "p99", "max", "silence",
+                "stalled",
+            ],
+            rows,
         )
         twice = sum(one.figures["begun twice"] for one in held)
         if twice:
