@@ -126,6 +126,7 @@ class Setup:
         port: on loopback; 0: one that is free.
         arguments: behind all others.
         environment: variables beside the peer's.
+        descriptors: ours that it inherits.
     """
 
     app: str = "benchmarks.app:app"
@@ -134,6 +135,7 @@ class Setup:
     port: int = 0
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
 
 
 def command(name: str, port: int, setup: Setup) -> list[str]:
@@ -233,6 +235,7 @@ def started(name: str, setup: Setup) -> Iterator[Running]:
         command(name, port, setup), cwd=ROOT, start_new_session=True,
         env={**_environment(), "PYTHONPATH": str(ROOT), **PEERS[name].environment, **setup.environment},
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        pass_fds=setup.descriptors,
     )
     running = Running(name, process, port, begun_s)
     try:

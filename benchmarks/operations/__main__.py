@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=Scale().seconds,
         help="of a case of chaos, and of the soak (%(default)s)",
     )
-    add("--peer-seconds", type=float, help="of a case of chaos with a peer; default: an eighth of --seconds")
+    add("--peer-seconds", type=float, help="of a case of chaos with a peer; default: a twelfth of --seconds")
     add("--rounds", type=int, default=Scale().rounds, help="of the long tail (%(default)s)")
     add("--connections", type=int, default=Scale().connections, help="of the spread (%(default)s)")
     add("--out", type=Path, metavar="FOLDER", help="for operations.json and its pages")
@@ -65,7 +65,7 @@ def _names(text: str, known: dict[str, Any], parser: argparse.ArgumentParser) ->
 def _scale(options: argparse.Namespace) -> Scale:
     if options.smoke:
         return SMOKE
-    peer_seconds = options.peer_seconds or options.seconds / 8
+    peer_seconds = options.peer_seconds or options.seconds / 12
     return replace(
         Scale(), seconds=options.seconds, peer_seconds=peer_seconds, rounds=options.rounds,
         connections=options.connections, sample_s=min(Scale().sample_s, options.seconds / 12),

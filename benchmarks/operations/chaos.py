@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -227,6 +228,7 @@ class Case:
         proxy: the program in front of two servers.
         arguments: server to further ones.
         needs: a signal that the server has to know.
+        inherited: the listening socket is ours.
     """
 
     title: str
@@ -236,6 +238,7 @@ class Case:
     proxy: str = ""
     arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)
     needs: signal.Signals | None = None
+    inherited: bool = False
 
 
 CASES: dict[str, Case] = {
@@ -255,6 +258,10 @@ CASES: dict[str, Case] = {
     "supervisor": Case(
         "supervisor killed (-9) and a new one started", succeed, OF_THE_KILLED | {Loss.REFUSED},
         servers=(REFERENCE, "gunicorn"),
+    ),
+    "socket": Case(
+        "the same, the listening socket inherited from somebody who lives on (systemd)", succeed,
+        OF_THE_KILLED, servers=(REFERENCE,), inherited=True,
     ),
     "upgrade": Case(
         "supervisor replaced (SIGUSR2), back to back", upgrade, servers=(REFERENCE, "gunicorn"),
@@ -296,6 +303,10 @@ async def _stage(case: Case, name: str, seconds: float, folder: Path, stack: con
         "port": free_port(), "arguments": case.arguments.get(name, ()),
         "environment": {JOURNAL_VARIABLE: str(folder / "journal")},
     }
+    if case.inherited:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", setup["port"]), backlog=2048))
+        number = listener.fileno()
+        setup |= {"descriptors": (number,), "arguments": (*setup["arguments"], "--fd", str(number))}
     stage = Stage(name, setup, stack, Load(setup["port"]), Killed(), seconds)
     stage.running.append(await stage.start())
     stage.root = stage.running[0].pid

@@ -45,7 +45,7 @@ class Scale:
     """
 
     seconds: float = 60.0
-    peer_seconds: float = 7.5
+    peer_seconds: float = 5.0
     connections: int = 10_000
     tail_seconds: float = 2.0
     rounds: int = 2
