@@ -9,8 +9,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Import the command line, and run it."""
-    # Imports make next to no garbage; to look for it took a tenth of their time. What they leave stays, and need
-    # not be looked at again, here or in any worker.
+    # Imports make next to no garbage; to look for it took a tenth of their time. What they leave stays, and
+    # need not be looked at again, here or in any worker.
     gc.disable()
     from leanserve import cli
 

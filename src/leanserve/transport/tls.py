@@ -34,8 +34,8 @@ def build_context(settings: TlsSettings) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[settings.ssl_min_version]
     context.verify_mode = _CERT_REQS[settings.ssl_cert_reqs]
-    # OpenSSL would send two with each TLS 1.3 handshake, and each takes a fifteenth of its time. A client may use
-    # one once (RFC 8446, appendix C.4), and gets another with the connection that it uses it for.
+    # OpenSSL would send two with each TLS 1.3 handshake, and each takes a fifteenth of its time. A client may
+    # use one once (RFC 8446, appendix C.4), and gets another with the connection that it uses it for.
     context.num_tickets = 1
     # RFC 7301: we speak one protocol. Python's ssl cannot refuse a client that offers only others, as section
     # 3.2 wants it: its handshake succeeds without a protocol, and it finds HTTP/1.1.
