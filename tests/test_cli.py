@@ -117,7 +117,7 @@ def test_a_switch_does_not_swallow_the_app() -> None:
         assert context.params["app"] == "true:app"
 
 
-_SAMPLE = {"bool": "yes", "float": "2.5", "str": "/text", "tuple": "a,b"}
+_SAMPLE = {"bool": "yes", "str": "/text", "tuple": "a,b"}
 _SPECIAL = {
     "ssl_ca_certs", "ssl_keyfile", "ssl_keyfile_password", "ssl_ciphers", "ssl_cert_reqs", "header",
     "disconnect_policy",
@@ -129,11 +129,12 @@ _SPECIAL = {
 def test_every_setting_has_its_environment_variable(name: str) -> None:
     item, facts = next((item, facts) for _, item, facts in options() if item.name == name)
     number = 1024 if facts.unit == "bytes" else max(3, int(facts.minimum or 0))
-    text = {"bytes": "1k"}.get(facts.unit, {**_SAMPLE, "int": str(number)}[kind_of(item)])
+    some = min(2.5, facts.maximum or 2.5)
+    text = {"bytes": "1k"}.get(facts.unit, {**_SAMPLE, "int": str(number), "float": str(some)}[kind_of(item)])
     if kind_of(item) == "str" and facts.choices:
         text = facts.choices[-1]
     changed = parse(**{f"LEANSERVE_{name.upper()}": text})
-    read = {"bool": True, "int": number, "float": 2.5, "str": text, "tuple": ("a", "b")}
+    read = {"bool": True, "int": number, "float": some, "str": text, "tuple": ("a", "b")}
     expected: Any = read[kind_of(item)]
     assert changed == Settings.build(**{name: expected})
 
