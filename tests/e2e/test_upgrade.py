@@ -427,7 +427,7 @@ def test_orders_and_status_go_over(start: Start, tmp_path: Path, admin: str) -> 
             code, said = ctl("upgrade", "--wait", *where)
             assert (code, said) == (0, f"supervisor pid {supervisors[-1]} is replaced\n")
             supervisors.append(server.supervisor)
-        server.wait_left(supervisors[-2])
+            server.wait_left(supervisors[-2])  # and is no zombie, which would look alive to `ctl`
         seen = len(asking.answers)
         wait_until(lambda: len(asking.answers) > seen + 5, 20, "more of them")
     assert asking.failures == []
