@@ -68,6 +68,8 @@ SYSTEM = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "nginx-light": ("nginx",),
     "haproxy": ("haproxy",),
+    "systemd": ("systemd-socket-activate",),
+    "faketime": ("faketime",),
 }
 
 

@@ -6,15 +6,21 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from leanserve.supervisor import upgrade
 from leanserve.supervisor.inherit import VARIABLE
+from leanserve.supervisor.states import SupervisorMachine, SupervisorMove
 from leanserve.supervisor.upgrade import (
+    Upgrade,
     UpgradeMachine,
     UpgradeMove,
     UpgradeState,
     _environment,
+    _name_of,
     _numbers,
     _start_directory,
 )
@@ -72,3 +78,47 @@ def test_the_directory_is_the_shells_name_of_it(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("PWD", other)
         assert _start_directory() == str(tmp_path / "real")
     assert sys.orig_argv  # what is executed again
+
+
+@pytest.mark.parametrize(
+    ("pid", "parent", "init", "arguments", "said"),
+    [
+        (1, 0, "leanserve", ["python", "-m", "leanserve"], "the supervisor is PID 1"),
+        (7, 1, "tini", ["python", "-m", "leanserve"], "tini ends the container"),
+        (7, 1, "systemd", ["python", "-"], "the command that started this process is not known"),
+        (7, 1, "systemd", ["python", "-m", "leanserve"], ""),
+        (7, 5, "tini", ["python", "-m", "leanserve"], ""),
+    ],
+)
+def test_where_it_cannot_be_done(
+    monkeypatch: pytest.MonkeyPatch, pid: int, parent: int, init: str, arguments: list[str], said: str
+) -> None:
+    machine = SupervisorMachine()
+    with pytest.raises(ValueError, match="not while the server is BOOTING"):
+        _upgrade_of(machine)._check()
+    machine.advance(SupervisorMove.READY)
+    it = _upgrade_of(machine)
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    monkeypatch.setattr(upgrade, "_name_of", lambda _pid: init)
+    monkeypatch.setattr(sys, "orig_argv", arguments)
+    if said:
+        with pytest.raises(ValueError, match=said):
+            it._check()
+    else:
+        it._check()
+    machine.advance(SupervisorMove.STOP)
+    with pytest.raises(ValueError, match="not while the server is STOPPING"):
+        it._check()
+
+
+def _upgrade_of(machine: SupervisorMachine) -> Upgrade:
+    """Of a supervisor that has nothing but its state."""
+    supervisor = SimpleNamespace(machine=machine, inheritance=SimpleNamespace(owner=True))
+    supervisor.crew = SimpleNamespace()
+    return Upgrade(cast(Any, supervisor))
+
+
+def test_the_name_of_a_process() -> None:
+    assert _name_of(os.getpid()) == Path("/proc/self/comm").read_text().strip()
+    assert _name_of(2**30) == ""
