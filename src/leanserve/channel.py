@@ -125,8 +125,7 @@ class Channel:
     From the admin process: ``{"ask": "workers", "id": 7, "number": 4}``; the answer is
     ``{"id": 7, "ok": true, "text": "..."}``. To it also ``{"dead": 4711}``: the pid of a worker that ended.
     ``{"ask": "list", "id": 8}`` is passed on to all workers, and ``{"id": 8, "worker": 1, "running": [...]}``
-    comes from each that answers. ``{"ask": "queues", "id": 9}``: the answer is ``{"id": 9, "queues":
-    [...]}``.
+    comes from each that answers. ``{"ask": "queues", "id": 9}`` gets ``{"id": 9, "queues": [...]}``.
     """
 
     sock: socket.socket
