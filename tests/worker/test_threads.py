@@ -305,7 +305,9 @@ def test_one_limit_for_all(lab: Lab, hold: Hold, preload: bool) -> None:
         wait_until(lambda: status(it.port) == b"503", 20, "the limit is reached")
         assert {status(it.port) for _ in range(12)} == {b"503"}
         os.kill(pid, signal.SIGKILL)
-        it.wait_log("requests in flight: 6")
+        it.wait_log("requests in flight: ")
+        (line,) = it.lines("requests in flight: ")
+        assert int(line.rpartition(" ")[2]) >= 6  # one that has been refused may not have ended
         it.wait_ready(2)
         for sock in waiting:
             sock.close()
@@ -321,7 +323,7 @@ def status(port: int) -> bytes:
 
 
 def test_enough_requests_replace_the_process(lab: Lab) -> None:
-    with lab(workers=2, limit_max_requests=5) as it:
+    with lab(workers=2, limit_max_requests=5, drain_idle_timeout=1.0) as it:
         it.wait_ready()
         before = ask(it)["pid"]
         wait_until(lambda: ask(it)["pid"] != before, 20, "a successor")
