@@ -296,13 +296,14 @@ def test_their_number_is_fixed(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preload", [False, True])
-def test_one_limit_for_all(lab: Lab, hold: Hold, preload: bool) -> None:
+def test_one_limit_for_all(lab: Lab, hold: Hold, tmp_path: Path, preload: bool) -> None:
     """And what a killed process held is given back, for each of its workers."""
-    with lab(max_concurrent_requests=6, max_queue=0, preload=preload) as it:
+    control = str(tmp_path / "control")
+    with lab(max_concurrent_requests=6, max_queue=0, preload=preload, control_socket=control) as it:
         it.wait_ready()
         pid = ask(it)["pid"]
         waiting = hold(it.port, "/wait?30", 6)
-        wait_until(lambda: status(it.port) == b"503", 20, "the limit is reached")
+        wait_until(lambda: sum(each["in_flight"] for each in workers(control)) == 6, 20, "all are at work")
         assert {status(it.port) for _ in range(12)} == {b"503"}
         os.kill(pid, signal.SIGKILL)
         it.wait_log("requests in flight: ")
