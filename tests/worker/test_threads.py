@@ -195,7 +195,7 @@ def test_a_second_signal_hurries_all(lab: Lab, hold: Hold) -> None:
 
 def test_sigterm_for_all_processes(lab: Lab, hold: Hold) -> None:
     """systemd sends it to the whole group, and the supervisor's order follows."""
-    with lab() as it:
+    with lab(drain_idle_timeout=1.0) as it:
         it.wait_ready()
         waiting = hold(it.port, "/wait?1", 12)
         time.sleep(0.2)  # they are on their way
