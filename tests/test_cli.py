@@ -10,19 +10,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from uvicorn.main import main as uvicorn_command
 
-from leanserve import __version__, cli
+from leanserve import __version__, cli, command
+from leanserve.command import build_command
 from leanserve.errors import SettingsError
 from leanserve.option import kind_of
 from leanserve.settings import Settings, options
 
 
 def parse(*args: str, **environment: str) -> Settings:
-    command = cli.build_command()
-    with command.make_context("leanserve", list(args)) as context:
+    with build_command().make_context("leanserve", list(args)) as context:
         given = dict(context.params)
     given.pop("app")
     return cli.settings_from(given, environment)
@@ -62,10 +65,10 @@ def test_a_start_command_of_uvicorn() -> None:
 
 
 def test_every_option_of_uvicorn_is_known_or_explained() -> None:
-    ours = {name for parameter in cli.build_command().params for name in parameter.opts}
+    ours = {name for parameter in build_command().params for name in parameter.opts}
     theirs = {name for parameter in uvicorn_command.params for name in parameter.opts if name[:2] == "--"}
     assert len(theirs) > 40
-    assert theirs - ours - set(cli._FOREIGN) == set()
+    assert theirs - ours - set(command._FOREIGN) == set()
 
 
 @pytest.mark.parametrize(
@@ -111,9 +114,9 @@ def test_switches(name: str) -> None:
 
 
 def test_a_switch_does_not_swallow_the_app() -> None:
-    with cli.build_command().make_context("leanserve", ["--reload", "main:app"]) as context:
+    with build_command().make_context("leanserve", ["--reload", "main:app"]) as context:
         assert context.params["app"] == "main:app"
-    with cli.build_command().make_context("leanserve", ["--reload", "--", "true:app"]) as context:
+    with build_command().make_context("leanserve", ["--reload", "--", "true:app"]) as context:
         assert context.params["app"] == "true:app"
 
 
@@ -279,3 +282,72 @@ def test_env_file_sets_options_and_the_environment_of_the_app(tmp_path: Path) ->
     done = run("lsx_env:app", "--env-file", ".env", cwd=tmp_path)
     assert done.returncode == 3
     assert "RuntimeError: lsx model" in done.stderr
+
+
+# What is plain
+
+
+def by_click(words: list[str]) -> dict[str, Any] | None:
+    """What click makes of them, without what is not there; None where it refuses or answers itself."""
+    try:
+        with build_command().make_context("leanserve", words, resilient_parsing=False) as context:
+            return {name: value for name, value in context.params.items() if value not in (None, ())}
+    except (click.ClickException, click.exceptions.Exit, SettingsError):
+        return None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "main:app --port 8001 --workers 2 --no-access-log --log-level error --loop uvloop",
+        "--host=:: main:app --reload --reload-dir a --reload-dir=b",
+        "main:app --config=c.toml --header X:1 --header=Y:2=3",
+        "",
+    ],
+)
+def test_a_plain_line_is_recognised(line: str) -> None:
+    found = cli.recognise(line.split())
+    assert found is not None
+    assert found == by_click(line.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("--help", "-h", "--version", "config", "ctl status", "top", "main", "main:app other:app", "--"),
+        *("main:app --port", "main:app --port --workers 2", "main:app --port=-1", "main:app --por 80"),
+        *("main:app --reload=true", "main:app --reload false", "main:app --port 1 --port 2"),
+        *("main:app -- a:b", "main:app --http h11", "main:app --no-port 3", "main:app --reload --no-reload"),
+    ],
+)
+def test_what_is_not_plain_is_for_click(line: str) -> None:
+    assert cli.recognise(line.split()) is None
+
+
+_WORDS = st.sampled_from(
+    [
+        *("main:app", "a:b=c", "main", "true", "false", "config", "--", "-", "", "-h", "--help", "80", "-1"),
+        *("--reload", "--no-reload", "--reload=true", "--no-port", "--ws-per-message-deflate", "::1"),
+        *("--port", "--port=80", "--port=", "--host", "--host=a:b", "--header", "--header=X: 1", "--header="),
+        *("--config", "--config=none", "--timeout-keep-alive", "--keep_alive_timeout=3", "--http=h11"),
+    ]
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(_WORDS, max_size=6))
+def test_recognised_lines_are_as_click_reads_them(words: list[str]) -> None:
+    found = cli.recognise(words)
+    if found is not None:
+        assert found == by_click(words)
+
+
+def test_a_plain_start_does_without_click() -> None:
+    code = (
+        "import sys; from leanserve import cli, server\n"
+        "def run(app, settings): print(app, settings.listen.port, 'click' in sys.modules)\n"
+        "server.run_supervised = run\n"
+        "cli.main(['main:app', '--port', '8123'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.stdout.strip(), done.returncode) == ("main:app 8123 False", 0), done.stderr

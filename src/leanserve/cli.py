@@ -1,156 +1,31 @@
-"""The command line. Every option is made from a field of the settings; nothing here knows their meaning.
+"""The command line: a plain one is recognised here, the others and ``--help`` are for click.
 
-``--help`` costs an import of click and of the settings: no event loop, no TLS, no application.
+Neither costs an event loop, TLS or an application.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from leanserve import __version__
 from leanserve.configfile import find_config
 from leanserve.envfile import load_env_file
 from leanserve.errors import BootFailed, LeanserveError, ServerGone, SettingsError
-from leanserve.option import Option, kind_of
+from leanserve.option import kind_of
 from leanserve.settings import Settings, options
-from leanserve.sources import FALSE, TRUE, Resolved, resolve, show
+from leanserve.sources import Resolved, resolve, show
 
-__all__ = ["build_command", "main", "settings_from"]
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["main", "recognise", "settings_from"]
 
 DEMO = "leanserve.demo:app"
 #: As the first word it is no APP (which has a colon), but asks for the settings.
 CONFIG = "config"
-
-# Options of uvicorn that are not settings here: values that say what we do anyway, and what to use else.
-_FOREIGN: dict[str, tuple[tuple[str, ...], str]] = {
-    "--http": (("auto", "h11"), "there is one HTTP implementation, built on h11; leave it out"),
-    "--http2": ((), "HTTP/2 is not spoken; put a proxy in front that speaks it"),
-    "--ws": (("auto", "wsproto"), "there is one WebSocket implementation, built on wsproto; leave it out"),
-    "--ws-max-queue": ((), "messages are bounded in bytes; use --receive-high-water and --ws-max-size"),
-    "--reset-contextvars": ((), "every request has its own copy of the context after startup; leave it out"),
-    "--timeout-worker-healthcheck": ((), "a worker is judged by its exit, not by a ping; leave it out"),
-    "--ssl-version": (("17",), "use --ssl-min-version 1.2 or 1.3"),
-}
-_FOREIGN_FLAGS = ("--http2", "--reset-contextvars")
-
-EPILOG = """\
-Every option is also an environment variable: LEANSERVE_ and its name, as in LEANSERVE_KEEP_ALIVE_TIMEOUT=30;
-APP is LEANSERVE_APP. The command line wins, then the environment, then leanserve.toml or [tool.leanserve] of
-pyproject.toml in the working directory: workers = 4, app = "main:app". Sizes may be written 64k, 16m or 1g.
-"leanserve config" and the same options prints every value and where it comes from. Exit codes: 0 stopped,
-2 wrong setting, 3 could not start, 4 workers crash again and again.
-
-leanserve ctl --help and leanserve top --help tell of running servers."""
-
-
-class _SettingOption(click.Option):
-    """An option that is a setting. click hands the text through; leanserve.option reads it."""
-
-    def __init__(self, group: str, item: Field[Any], facts: Option) -> None:
-        kind = kind_of(item)
-        names = [f"--{name.replace('_', '-')}" for name in (item.name, *facts.aliases)]
-        if kind == "bool":
-            names = [f"{name}/--no-{name[2:]}" for name in names]
-        more: dict[str, Any] = (
-            {"type": bool} if kind == "bool" else {"type": str, "metavar": _metavar(kind, facts)}
-        )
-        super().__init__(
-            [item.name, *names], default=None, multiple=kind == "tuple", help=_help(item, facts), **more
-        )
-        self.group = group
-
-
-class _Command(click.Command):
-    """Groups the help as the settings are grouped, and takes ``--switch true`` as uvicorn does."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Rewrite ``--switch false`` to ``--no-switch`` and refuse uvicorn's foreign options, then parse."""
-        return super().parse_args(ctx, list(_refuse_foreign(_plain_switches(args))))
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section per group of settings."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
-                sections.setdefault(getattr(parameter, "group", "General"), []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records, col_max=34)
-
-
-def _metavar(kind: str, facts: Option) -> str:
-    if facts.choices and kind != "int":
-        return f"[{'|'.join(facts.choices)}]"
-    word = {"seconds": "SECONDS", "bytes": "BYTES", "octal": "MODE"}.get(facts.unit)
-    word = word or {"int": "NUMBER", "float": "NUMBER"}.get(kind, "TEXT")
-    return "|".join((word, *facts.choices))
-
-
-def _help(item: Field[Any], facts: Option) -> str:
-    value = item.default
-    if value is None or value in ((), ""):
-        return facts.help
-    if isinstance(value, bool):
-        shown = "on" if value else "off"
-    elif isinstance(value, tuple):
-        shown = " ".join(value)
-    elif facts.unit == "octal":
-        shown = f"{value:o}"
-    else:
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-    unit = f" {facts.unit}" if facts.unit in ("seconds", "bytes") else ""
-    return f"{facts.help}  [default: {shown}{unit}]"
-
-
-def _switches() -> set[str]:
-    names: set[str] = set()
-    for _, item, facts in options():
-        if kind_of(item) == "bool":
-            names.update(f"--{name.replace('_', '-')}" for name in (item.name, *facts.aliases))
-    return names
-
-
-def _plain_switches(args: Sequence[str]) -> Iterator[str]:
-    """uvicorn writes ``--ws-per-message-deflate false``, click wants ``--no-ws-per-message-deflate``."""
-    switches, rest = _switches(), list(args)
-    while rest:
-        arg = rest.pop(0)
-        if arg == "--":
-            yield from (arg, *rest)
-            return
-        name, equals, value = arg.partition("=")
-        if name not in switches:
-            yield arg
-        elif (equals and value.lower() in FALSE) or (not equals and rest and rest[0].lower() in FALSE):
-            yield f"--no-{name[2:]}"
-            del rest[: 0 if equals else 1]
-        elif (equals and value.lower() in TRUE) or (not equals and rest and rest[0].lower() in TRUE):
-            yield name
-            del rest[: 0 if equals else 1]
-        else:
-            yield arg
-
-
-def _refuse_foreign(args: Iterator[str]) -> Iterator[str]:
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if name not in _FOREIGN:
-            yield arg
-            continue
-        same, instead = _FOREIGN[name]
-        if not equals and name not in _FOREIGN_FLAGS:
-            value = next(args, "")
-        if value not in same:
-            raise SettingsError(f"{name}{f' {value}' if value else ''} has no meaning here: {instead}")
 
 
 def settings_from(given: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
@@ -158,53 +33,68 @@ def settings_from(given: Mapping[str, Any], environment: Mapping[str, str]) -> S
     return resolve(None, given, environment).settings
 
 
-def build_command(word: str = "") -> click.Command:
-    """The click command; calling it returns the exit code.
+def recognise(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """What click would make of a plain command line, or None: then click has to see it.
 
-    Args:
-        word: "config" for the command that prints the settings instead of serving.
+    Plain is APP with a colon in it, and options of settings with their whole names; each once, but for those
+    that may be given several times. click, with the options made for it, takes a tenth of a start.
     """
-    parameters: list[click.Parameter] = [click.Argument(["app"], required=False)]
-    parameters.append(
-        click.Option(
-            ["--config"], metavar="FILE",
-            help="Settings file; 'none' for none. Without: leanserve.toml or pyproject.toml from here.",
-        )
-    )  # fmt: skip
-    if word:
-        parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, and no table."))
-    parameters += [
-        _SettingOption(str(group.__doc__), item, facts) for group, item, facts in options()
-    ]
-    version = f"leanserve {__version__} on {platform.python_implementation()} {platform.python_version()}"
-    serves = "Serve APP, an ASGI or WSGI application named MODULE:ATTRIBUTE; without it, the built-in demo."
-    command = _Command(
-        "leanserve",
-        params=parameters,
-        callback=_show if word else _serve,
-        help="Print every setting, its value and where that comes from; serve nothing." if word else serves,
-        epilog=EPILOG,
-        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
-    )
-    return click.version_option(__version__, message=f"{version} ({platform.system()})")(command)
+    known = _known_options()
+    given: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, text = word.partition("=")
+        setting, says = known.get(name, ("", None))
+        said: Any = says
+        if ":" in word and not word.startswith("-"):
+            setting, said = "app", word
+        elif says is _TEXT or says is _TEXTS:
+            said = text if equals else next(words, "-")
+            if said.startswith("-"):
+                return None
+        elif says is None or equals:
+            return None
+        if setting in given and says is not _TEXTS:
+            return None
+        given[setting] = (*given.get(setting, ()), said) if says is _TEXTS else said
+    return given
+
+
+_TEXT, _TEXTS = "text", "texts"
+
+
+def _known_options() -> dict[str, tuple[str, bool | str]]:
+    """By option: the name of its setting, and what it says of it: a bool, or whether a text follows."""
+    known: dict[str, tuple[str, bool | str]] = {"--config": ("config", _TEXT)}
+    for _, item, facts in options():
+        kind = kind_of(item)
+        for name in (item.name, *facts.aliases):
+            name = name.replace("_", "-")
+            if kind == "bool":
+                known[f"--{name}"], known[f"--no-{name}"] = (item.name, True), (item.name, False)
+            else:
+                known[f"--{name}"] = (item.name, _TEXTS if kind == "tuple" else _TEXT)
+    return known
 
 
 def _resolve(app: str | None, given: Mapping[str, Any]) -> Resolved:
-    env_file = given["env_file"] or os.environ.get("LEANSERVE_ENV_FILE")
+    env_file = given.get("env_file") or os.environ.get("LEANSERVE_ENV_FILE")
     if env_file:
         load_env_file(env_file)  # before the environment is read: the file may set LEANSERVE_* too
-    file = find_config(given["config"] or os.environ.get("LEANSERVE_CONFIG"))
+    file = find_config(given.get("config") or os.environ.get("LEANSERVE_CONFIG"))
     if file is not None and not env_file and file.values.get("env_file"):
         load_env_file(file.values["env_file"])
     return resolve(app, given, os.environ, file, default_app=DEMO)
 
 
 def _show(app: str | None, as_json: bool, **given: Any) -> int:
+    import click
+
     click.echo(show(_resolve(app, given), as_json=as_json))
     return 0
 
 
-def _serve(app: str | None, **given: Any) -> int:
+def _serve(app: str | None = None, **given: Any) -> int:
     if app == CONFIG:
         raise SettingsError("config has to be the first word: leanserve config, then the options")
     resolved = _resolve(app, given)
@@ -224,15 +114,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; an error is one line on stderr."""
     arguments = list(sys.argv[1:] if args is None else args)
     code = 0
-    name, rest = "leanserve", arguments
     try:
-        if arguments[:1] in ([CONFIG], ["ctl"], ["top"]):  # no APP: those have a colon
-            name, rest = f"leanserve {arguments[0]}", arguments[1:]
-        code = _command_of(name).main(rest, prog_name=name, standalone_mode=False) or 0
+        plain = recognise(arguments)
+        code = _ask_click(arguments) if plain is None else _serve(**plain)
     except ServerGone as error:
         code = _complain(str(error), 1)
-    except click.ClickException as error:
-        code = _complain(f"{error.format_message()} (see {name} --help)", 2)
     except SettingsError as error:
         code = _complain(str(error), 2, arguments)
     except BootFailed as error:
@@ -240,9 +126,24 @@ def main(args: Sequence[str] | None = None) -> None:
     except (LeanserveError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         code = _complain(text, 3, arguments)
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         code = 130  # ^C before the supervisor took over the signals
     sys.exit(code)
+
+
+def _ask_click(arguments: Sequence[str]) -> int:
+    """The whole way; the exit code."""
+    import click
+
+    name, rest = "leanserve", list(arguments)
+    if rest[:1] in ([CONFIG], ["ctl"], ["top"]):  # no APP: those have a colon
+        name = f"leanserve {rest.pop(0)}"
+    try:
+        return _command_of(name).main(rest, prog_name=name, standalone_mode=False) or 0
+    except click.ClickException as error:
+        return _complain(f"{error.format_message()} (see {name} --help)", 2)
+    except click.Abort:
+        return 130
 
 
 def _command_of(name: str) -> click.Command:
@@ -254,7 +155,10 @@ def _command_of(name: str) -> click.Command:
         from leanserve.admin.top import build_top
 
         return build_top()
-    return build_command(name.removeprefix("leanserve").strip())
+    from leanserve.command import build_command
+
+    word = name.removeprefix("leanserve").strip()
+    return build_command(_show if word else _serve, word)
 
 
 def _complain(message: str, code: int, arguments: Sequence[str] = ()) -> int:

@@ -17,7 +17,8 @@ import pytest
 
 from docs.documents import DOCS, ROOT, Block, blocks, code, pages, read, table
 from harness import free_port, wait_until
-from leanserve.cli import build_command, settings_from
+from leanserve.cli import settings_from
+from leanserve.command import build_command
 from leanserve.configfile import FILES, read_config
 from leanserve.machine import Machine
 from leanserve.settings import Settings
