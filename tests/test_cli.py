@@ -345,7 +345,7 @@ def test_recognised_lines_are_as_click_reads_them(words: list[str]) -> None:
 def test_a_plain_start_does_without_click() -> None:
     code = (
         "import sys; from leanserve import cli, server\n"
-        "def run(app, settings): print(app, settings.listen.port, 'click' in sys.modules)\n"
+        "def run(app, settings, reread): print(app, settings.listen.port, 'click' in sys.modules)\n"
         "server.run_supervised = run\n"
         "cli.main(['main:app', '--port', '8123'])"
     )
