@@ -284,9 +284,9 @@ def test_their_number_is_fixed(lab: Lab, tmp_path: Path) -> None:
     with lab(control_socket=control) as it:
         it.wait_ready()
         it.send(signal.SIGTTIN)
-        it.wait_log("no worker added: with worker_kind thread their number is fixed")
+        it.wait_log("the number of workers stays: with worker_kind thread their number is fixed")
         it.send(signal.SIGTTOU)
-        it.wait_log("no worker removed: with worker_kind thread their number is fixed")
+        it.wait_log("the number of workers stays: with worker_kind thread their number is fixed", 2)
         assert Client(control).order("workers", 4)["ok"]
         refused = Client(control).order("workers", 5)
         assert not refused["ok"]
