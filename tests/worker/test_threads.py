@@ -52,6 +52,8 @@ async def app(scope, receive, send):
         await asyncio.sleep(float(argument))
     if path == "/block":
         time.sleep(float(argument))
+    if path == "/hang" and not me.endswith("-1"):
+        time.sleep(120)
     if path == "/end":
         asyncio.get_running_loop().call_soon(sys.exit, 7)
     facts = {
@@ -338,6 +340,18 @@ def test_a_stalled_loop_is_told_and_the_others_go_on(lab: Lab, hold: Hold) -> No
         it.wait_log("the event loop is stalled")
         assert "by GET '/block'" in it.lines("the event loop is stalled")[0]
         assert b"200" in read_all(blocked)
+        assert it.stop() == 0
+
+
+def test_a_loop_that_hangs_ends_the_process(lab: Lab, hold: Hold) -> None:
+    """Whichever it is: nobody can end a thread."""
+    with lab(hang_limit=2.0, stall_limit=None) as it:
+        it.wait_ready()
+        before = ask(it)["pid"]
+        hold(it.port, "/hang", 12)  # all but one would
+        it.wait_log("its loop has stood still for", within_s=30)
+        it.wait_ready(2)
+        assert ask(it)["pid"] != before
         assert it.stop() == 0
 
 

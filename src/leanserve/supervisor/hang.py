@@ -52,12 +52,14 @@ class Hangs:
     def _look(self, now_s: float, limit_s: float, overslept_s: float, grace_s: float) -> None:
         seen, self._beats = self._beats, {}
         for child in self._crew.children.values():
-            record = self._crew.record(child) if child.state is ChildState.READY else None
-            if record is None:
+            records = self._crew.records(child) if child.state is ChildState.READY else []
+            if not records:
                 continue
+            # Of several loops in threads, the one that has been silent for longest.
+            last_ns = min(record.heartbeat_ns for record in records)
             beat, since_s = seen.get(child.pid, (0, now_s))
-            since_s = since_s + overslept_s if beat == record.heartbeat_ns else now_s
-            self._beats[child.pid] = record.heartbeat_ns, since_s
+            since_s = since_s + overslept_s if beat == last_ns else now_s
+            self._beats[child.pid] = last_ns, since_s
             if now_s - since_s > limit_s:
                 logger.error(
                     "worker %s: its loop has stood still for %.1f s (hang_limit): stacks, then SIGTERM",
