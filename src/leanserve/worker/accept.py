@@ -17,6 +17,7 @@ from leanserve.bpf import drop_new_connections
 from leanserve.errors import RemoteProtocolError
 from leanserve.listeners import Listener
 from leanserve.settings import Settings
+from leanserve.worker.handshakes import count_handshakes
 
 if TYPE_CHECKING:
     from leanserve.worker.proxied import ProxiedDoor
@@ -26,8 +27,10 @@ __all__ = ["Acceptor"]
 
 logger = logging.getLogger("leanserve")
 
-# Time for handshakes under way: the kernel has answered a SYN, and the ACK is still on the wire.
-_SETTLE_S = 0.05
+# Handshakes under way are waited for, up to the first of these; for the second where nobody can tell. No
+# longer than that: who comes meanwhile sends a SYN that is dropped, and the next one a second later.
+_SETTLE_MOST_S, _SETTLE_BLIND_S = 0.5, 0.05
+_SETTLE_STEP_S = 0.001
 # A connection that the loop has accepted is known to us after some turns: a task of asyncio's makes the
 # transport, whose first callback tells us.
 _ARRIVAL_TURNS = 5
@@ -162,7 +165,7 @@ class Acceptor:
                 filtered = True
         self._empty(ours)
         if filtered:
-            await asyncio.sleep(_SETTLE_S)
+            await _wait_handshakes(ours)
             self._empty(ours)
         if self._door is not None:
             self._door.hurry(self._drain_idle_s)
@@ -222,3 +225,18 @@ class Acceptor:
         except asyncio.CancelledError:
             sock.close()
             raise
+
+
+async def _wait_handshakes(listeners: Sequence[socket.socket]) -> None:
+    """Wait until the clients whose SYN was answered have had time for their ACK."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + _SETTLE_MOST_S
+    wait_s = _SETTLE_STEP_S
+    for listener in listeners:
+        while loop.time() < end_s:
+            try:
+                if not count_handshakes(listener):
+                    break
+            except OSError:
+                wait_s, end_s = _SETTLE_BLIND_S, 0.0
+            await asyncio.sleep(wait_s)
