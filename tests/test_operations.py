@@ -376,11 +376,12 @@ def test_verdict_of_the_long_tail_is_of_the_same_round() -> None:
     found = [
         Found("longtail", key, server, number, {"p99": p99, "failed": 0})
         for key in (case, "block 50% pool")  # of kept connections nothing is asked
-        for server, values in {"leanserve": {1: 0.1, 2: 0.3}, "granian": {1: 0.2, 3: 0.1}}.items()
+        for server, values in {"leanserve-shared": {1: 0.1, 2: 0.3}, "granian": {1: 0.2, 3: 0.1}}.items()
         for number, p99 in values.items()
     ]
     (one,) = verdicts({"longtail": part(*found)})
-    assert one == (f"long tail: {case}, p99 / that of granian", "<= 1.10", "0.50 (0.50..0.50)", True)
+    what = f"long tail, --accept shared: {case}, p99 / that of granian"
+    assert one == (what, "<= 1.10", "0.50 (0.50..0.50)", True)
 
 
 def test_page_and_kept_parts(tmp_path: Path) -> None:
