@@ -190,6 +190,23 @@ def test_settings_change_in_place(serve: Serve, tmp_path: Path, loop: str) -> No
     assert {"server" in {str(name).lower() for name in each} for each in headers} == {True, False}
 
 
+@pytest.mark.parametrize("options", [(), ("--preload",), ("--start-method", "spawn")])
+def test_a_worker_that_comes_later_logs_as_the_others(
+    serve: Serve, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    file = tmp_path / "leanserve.toml"
+    file.write_text('log_level = "error"\n')
+    server = serve("raw_app:app", "--config", str(file), *options)
+    (before,) = server.worker_pids(1)
+    file.write_text('log_level = "info"\n')
+    assert ctl(server, "reload", "--config-only")[0] == 0
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: " ready in " in server.output, 20, "its successor")
+    with server.connect() as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        wait_until(lambda: "INFO refused 127.0.0.1" in server.output, 15, "a line of the worker's")
+
+
 def test_levels_and_time_limits(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "leanserve.toml"
     file.write_text("")

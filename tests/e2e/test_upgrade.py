@@ -245,6 +245,23 @@ def test_a_reload_meanwhile_is_done_by_who_serves_then(start: Start, tmp_path: P
     assert server.supervisor != server.pid
 
 
+def test_a_reload_meanwhile_whose_import_takes_longer_than_the_upgrade(start: Start, tmp_path: Path) -> None:
+    server = start("--preload")
+    marker, begun = tmp_path / "go", tmp_path / "begun"
+    write_app(tmp_path, "2", f"open({str(begun)!r}, 'w').close(); {_wait_for(marker)}")
+    server.signal(signal.SIGUSR2)
+    assert server.newcomer
+    wait_until(begun.exists, 20, "the new worker has read its code")
+    write_app(tmp_path, "3")
+    code = (tmp_path / "up_app.py").read_text()
+    (tmp_path / "up_app.py").write_text(f"import time\ntime.sleep(4)\n{code}")
+    server.signal(signal.SIGHUP)
+    time.sleep(0.5)  # it is heard; nothing else would tell
+    marker.touch()
+    wait_until(lambda: ask(server, "/version") == "3", 30, f"the third version\n{server.output}")
+    assert server.supervisor != server.pid
+
+
 def _wait_for(marker: Path) -> str:
     """A startup that waits until a file is there; one line."""
     return f"[await asyncio.sleep(0.02) for _ in iter(lambda: os.path.exists({str(marker)!r}), True)]"

@@ -469,7 +469,8 @@ class Supervisor:
     def roll_all(self) -> None:
         """Give every worker a successor, with new code."""
         runs = self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING)
-        if runs and not self._preload.renew():  # which rolls when it is done
+        # During an upgrade nothing is imported in vain; else it rolls when the import is done.
+        if runs and (self.upgrade.under_way or not self._preload.renew()):
             self.roll_workers()
 
     def roll_workers(self) -> None:

@@ -16,6 +16,7 @@ import time
 import traceback
 from typing import Any
 
+from leanserve import logs
 from leanserve.asgi.interfaces import load_app
 from leanserve.channel import TemplateSpec, WorkerSpec
 from leanserve.errors import BootFailed, SettingsError
@@ -109,6 +110,7 @@ def _fork_again(
         spec.sock.close()
         prepare_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        logs.adjust(spec.settings.log, wanted.settings.log)  # changed in place since this template was made
         wanted.app, wanted.loaded = spec.app, app
         return resolve(spec.entry)(wanted)
 
