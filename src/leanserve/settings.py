@@ -420,6 +420,9 @@ class PoolSettings(Frozen):
         "memory (Linux)."
     )
     start_method: str = option("fork", "How a worker process begins.", choices=("fork", "spawn"))
+    hooks: str | None = option(
+        None, "MODULE or MODULE:ATTRIBUTE with functions that the supervisor calls when workers come and go."
+    )
     hang_limit: float | None = option(
         None, "Replace a worker whose loop stands still for longer: stacks to the log, SIGTERM, and after "
         "kill_grace SIGKILL; none: never.", unit="seconds", minimum=2,

@@ -24,6 +24,7 @@ from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_ex
 from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
 from leanserve.supervisor.hang import Hangs
+from leanserve.supervisor.hooks import Hooks
 from leanserve.supervisor.inherit import Inheritance
 from leanserve.supervisor.notify import Notifier
 from leanserve.supervisor.orders import FIXED, Orders
@@ -75,6 +76,7 @@ class Supervisor:
         self.settings = settings
         self._reread = reread
         self.machine = SupervisorMachine()
+        self.hooks = Hooks(settings.pool.hooks, settings.load.app_dir)
         self.slots, self._slots_why = count_workers(settings.pool)
         self.inheritance = Inheritance(self, os.environ)
         self.listeners = self.inheritance.open_listeners(settings.listen, self.slots)
@@ -131,6 +133,7 @@ class Supervisor:
             if self._slots_why:
                 logger.info("%s", self._slots_why)
             self.crew.scoreboard.tell_server(pid=os.getpid(), born_ns=time.monotonic_ns(), slots=self.slots)
+            self.hooks.call("supervisor_started")
             self.inheritance.begin()
             self._preload.open(self.selector)
             for slot in self._heads():
@@ -261,6 +264,7 @@ class Supervisor:
         self._budget.begin(child)
         self.selector.register(child.channel, selectors.EVENT_READ, child)
         logger.debug("worker %s started", child)
+        self.hooks.call("worker_spawned", pid=child.pid, slot=child.slot)
 
     def _heads(self) -> range:
         """The slots that have a process of their own; with threads one process has them all."""
@@ -306,6 +310,7 @@ class Supervisor:
         self.machine.advance(SupervisorMove.READY)
         child.booted = True
         self._steering.introduce(child, self.slots)
+        self.hooks.call("worker_ready", pid=child.pid, slot=child.slot)
         self.inheritance.note_ready()
         if child.state is ChildState.READY and self._lives(child):
             for older in self._older(child):
@@ -323,6 +328,9 @@ class Supervisor:
             state = ChildState.STARTING if self._budget.forget(child) else child.state
             child.bury()
             self._steering.note_death(child)
+            self.hooks.call(
+                "worker_exited", pid=child.pid, slot=child.slot, cause=child.describe_end(code)
+            )
             self._ended(child, state, code)
         self._preload.reap(stopping=self.machine.state is SupervisorState.STOPPING)
         if os.getpid() == 1:
@@ -416,6 +424,7 @@ class Supervisor:
         else:
             limit = self.settings.drain.drain_timeout
             logger.info("stopping: what runs gets up to %g s to finish; a second signal hurries", limit)
+            self.hooks.call("supervisor_stopping")
         self.upgrade.stop(again=again)
         self.forget_plans()
         if not again:
