@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from leanserve.rendezvous import control_directory, control_path, find_controls
+from leanserve.rendezvous import answers, control_directory, control_path, find_controls, sweep
 
 
 def test_the_runtime_directory_is_used_where_there_is_one(
@@ -54,3 +55,23 @@ def test_those_that_live_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Path(control_path(pid)).touch()
     (tmp_path / "leanserve" / "notes.txt").touch()
     assert find_controls() == {os.getpid(): control_path(os.getpid())}
+
+
+def test_what_the_killed_have_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what somebody answers whose pid is another one's here, and nothing of those who live."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    sweep()  # no directory, no error
+    gone = [subprocess.Popen(["true"]) for _ in range(2)]
+    for process in gone:
+        process.wait()
+    left, elsewhere = (control_path(process.pid) for process in gone)
+    ours = control_path(os.getpid())
+    notes = tmp_path / "leanserve" / "notes.txt"
+    for path in (left, ours, str(notes)):
+        Path(path).touch()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(elsewhere)
+        sock.listen()
+        sweep()
+        assert {str(path) for path in notes.parent.iterdir()} == {elsewhere, ours, str(notes)}
+        assert (answers(elsewhere), answers(ours), answers(left)) == (True, False, False)

@@ -44,8 +44,11 @@ class FdAddress(NamedTuple):
 Address = TcpAddress | UnixAddress | FdAddress
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str, setting: str = "bind") -> Address:
     """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` (all IPv4 interfaces), ``unix:PATH`` or ``fd://N``.
+
+    Args:
+        setting: where it was written, for the message.
 
     Raises:
         SettingsError: it is none of these.
@@ -55,17 +58,17 @@ def parse_address(text: str) -> Address:
     if text.startswith("fd://"):
         number = text.removeprefix("fd://")
         if not (number.isascii() and number.isdigit()):
-            raise SettingsError(f"bind {text!r}: fd:// takes a descriptor number, as in fd://3")
+            raise SettingsError(f"{setting} {text!r}: fd:// takes a descriptor number, as in fd://3")
         return FdAddress(int(number))
     if "://" in text:
-        raise SettingsError(f"bind {text!r}: leave the scheme away, as in 127.0.0.1:8000")
+        raise SettingsError(f"{setting} {text!r}: leave the scheme away, as in 127.0.0.1:8000")
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        raise SettingsError(f"bind {text!r} has no port; write HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
+        raise SettingsError(f"{setting} {text!r} has no port; write HOST:PORT, [IPV6]:PORT, unix:PATH, fd://N")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise SettingsError(f"bind {text!r}: put an IPv6 address in brackets, as in [::1]:8000")
+        raise SettingsError(f"{setting} {text!r}: put an IPv6 address in brackets, as in [::1]:8000")
     if not (port.isascii() and port.isdigit()):
-        raise SettingsError(f"bind {text!r}: {port!r} is not a port number")
+        raise SettingsError(f"{setting} {text!r}: {port!r} is not a port number")
     return _tcp(host, int(port))
 
 

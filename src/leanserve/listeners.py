@@ -342,8 +342,8 @@ def _readable(name: Any) -> tuple[str, int] | str:
 
 def _explain(error: OSError, address: TcpAddress) -> OSError:
     hint = {
-        errno.EADDRINUSE: "the port is taken by another process; stop it or choose another --port",
-        errno.EACCES: "not allowed; ports below 1024 need privileges, choose another --port",
+        errno.EADDRINUSE: "the port is taken by another process; stop it or choose another port",
+        errno.EACCES: "not allowed; ports below 1024 need privileges, choose another port",
         errno.EADDRNOTAVAIL: "this machine does not have that address; 0.0.0.0 takes all it has",
     }.get(error.errno or 0, error.strerror or str(error))
     return OSError(error.errno, f"cannot listen on {address}: {hint}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 import stat
 
-__all__ = ["control_directory", "control_path", "find_controls"]
+__all__ = ["answers", "control_directory", "control_path", "find_controls", "sweep"]
 
 
 def control_directory() -> str:
@@ -36,17 +38,40 @@ def control_path(pid: int) -> str:
 
 def find_controls() -> dict[int, str]:
     """The control sockets of this user's supervisors that live, by pid."""
+    return {pid: path for pid, path in _all().items() if _lives(pid)}
+
+
+def sweep() -> None:
+    """Remove what killed supervisors have left: their pid is no more, and nobody listens."""
+    for pid, path in _all().items():
+        if not _lives(pid) and not answers(path):  # its pid may be of another container
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def answers(path: str) -> bool:
+    """Whether somebody listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            pass  # full, or not for us: somebody is there
+    return True
+
+
+def _all() -> dict[int, str]:
+    """The control sockets of this user, by the pid in their name."""
     directory = control_directory()
     try:
         names = os.listdir(directory)
     except OSError:
         return {}
-    found = {}
-    for name in sorted(names):
-        pid, suffix = os.path.splitext(name)
-        if suffix == ".sock" and pid.isdigit() and _lives(int(pid)):
-            found[int(pid)] = os.path.join(directory, name)
-    return found
+    split = [os.path.splitext(name) for name in names]
+    pids = sorted(int(pid) for pid, suffix in split if suffix == ".sock" and pid.isdigit())
+    return {pid: os.path.join(directory, f"{pid}.sock") for pid in pids}
 
 
 def _lives(pid: int) -> bool:

@@ -300,6 +300,14 @@ def run_supervised(app: Any, settings: Settings, reread: Callable[[], Settings] 
     return Supervisor(app, settings, reread=read_again).run(then_exit=True)
 
 
+def _check_admin(settings: Settings) -> None:
+    address, wanted, workers = settings.admin.admin, settings.admin.ready_workers, settings.pool.workers
+    if address is not None and isinstance(parse_address(address, "admin"), FdAddress):
+        raise SettingsError("admin takes HOST:PORT or unix:PATH, and no descriptor")
+    if isinstance(workers, int) and wanted > workers:
+        raise SettingsError(f"ready_workers {wanted} with workers {workers}: /readyz would never say yes")
+
+
 def check_early(app: Any, settings: Settings) -> None:
     """Find what can be found without the application: better one line now than one from every worker.
 
@@ -311,8 +319,7 @@ def check_early(app: Any, settings: Settings) -> None:
     if settings.pool.env_file is not None:
         load_env_file(settings.pool.env_file)
     parse_addresses(settings.listen)
-    if settings.admin.admin is not None and isinstance(parse_address(settings.admin.admin), FdAddress):
-        raise SettingsError("admin takes HOST:PORT or unix:PATH, and no descriptor")
+    _check_admin(settings)
     if settings.proxy.proxy_headers:
         from leanserve.asgi.forwarded import TrustedProxies
 

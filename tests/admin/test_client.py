@@ -35,13 +35,23 @@ def test_the_only_one_is_found(other: int) -> None:
 
 
 def test_among_several_one_is_named(other: int) -> None:
-    for pid in (other, os.getpid()):
-        Path(control_path(pid)).touch()
-    with pytest.raises(SettingsError, match="choose with --pid"):
-        find_server(None, None)
-    assert find_server(other, None) == control_path(other)
-    with pytest.raises(ServerGone, match="no server with pid 1 of"):
-        find_server(1, None)
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
+        for pid, sock in ((other, one), (os.getpid(), two)):
+            sock.bind(control_path(pid))
+            sock.listen()
+        with pytest.raises(SettingsError, match="choose with --pid"):
+            find_server(None, None)
+        assert find_server(other, None) == control_path(other)
+        with pytest.raises(ServerGone, match="no server with pid 1 of"):
+            find_server(1, None)
+
+
+def test_a_pid_that_another_program_has_now_is_no_server(other: int) -> None:
+    Path(control_path(other)).touch()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(control_path(os.getpid()))
+        sock.listen()
+        assert find_server(None, None) == control_path(os.getpid())
 
 
 @pytest.mark.parametrize("text", ["unix:/some/where", "/some/where"])

@@ -123,14 +123,22 @@ def test_dump(server: Supervised, ctl: Ctl) -> None:
         (["ctl", "drain", "--wait"], 2, "--wait is for ctl reload and upgrade"),
         (["ctl", "reload", "--now"], 2, "--now is for ctl stop"),
         (["ctl", "nosuch"], 2, "(see leanserve ctl --help)"),
-        (["ctl"], 2, "(see leanserve ctl --help)"),
+        (["ctl"], 2, "leanserve: ctl needs an order: status, reload, abort, workers, "),
         (["ctl", "status", "--socket", "/nosuch"], 1, "no server answers on /nosuch: No such file"),
         (["top", "--nosuch"], 2, "(see leanserve top --help)"),
     ],
 )
 def test_what_is_not_done(ctl: Ctl, arguments: list[str], code: int, said: str) -> None:
     found, text = ctl(*arguments)
-    assert (found, said in text) == (code, True), text
+    assert (found, said in text, text.count("\n")) == (code, True, 1), text
+
+
+def test_nobody_there_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that reads JSON gets some, whatever has happened."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["ctl", "stop", "--json", "--socket", "/nosuch"])
+    found = json.loads(capsys.readouterr().out)
+    assert (end.value.code, found["ok"], "no server answers on" in found["text"]) == (1, False, True)
 
 
 @pytest.mark.parametrize("name", ["ctl", "top"])

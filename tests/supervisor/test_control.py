@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,3 +103,19 @@ def test_the_control_socket_waits_without_a_process(
 def test_addresses_that_are_refused_early(address: str) -> None:
     with pytest.raises(SettingsError):
         check_early("app:app", Settings.build(admin=address))
+
+
+def test_more_ready_workers_than_there_are() -> None:
+    with pytest.raises(SettingsError, match="ready_workers 3 with workers 2: /readyz would never say yes"):
+        check_early("app:app", Settings.build(ready_workers=3, workers=2))
+    check_early("app:app", Settings.build(ready_workers=3, workers="auto"))  # nobody knows yet
+
+
+def test_which_address_is_wrong_is_said(make: Make) -> None:
+    with pytest.raises(SettingsError, match=r"^admin '127.0.0.1' has no port"):
+        check_early("app:app", Settings.build(admin="127.0.0.1"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match=r"admin: cannot listen on .* choose another port"):
+            make(admin=f"127.0.0.1:{taken.getsockname()[1]}")

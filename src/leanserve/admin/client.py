@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from leanserve.errors import ServerGone, SettingsError
-from leanserve.rendezvous import control_directory, find_controls
+from leanserve.rendezvous import answers, control_directory, find_controls
 
 __all__ = ["Client", "find_server"]
 
@@ -27,6 +27,8 @@ def find_server(pid: int | None, path: str | None) -> str:
     found = find_controls()
     if pid is not None:
         found = {each: where for each, where in found.items() if each == pid}
+    if len(found) > 1:  # a pid may be another program's by now
+        found = {each: where for each, where in found.items() if answers(where)}
     if not found:
         which = "no server" if pid is None else f"no server with pid {pid}"
         raise ServerGone(f"{which} of this user has a socket in {control_directory()}; name it with --socket")

@@ -40,7 +40,7 @@ def build_ctl() -> click.Command:
     return click.Command(
         "leanserve ctl",
         params=[
-            click.Argument(["order"], type=click.Choice(list(_ORDERS))),
+            click.Argument(["order"], type=click.Choice(list(_ORDERS)), required=False),
             click.Argument(["number"], type=click.IntRange(1), required=False),
             click.Option(["--pid"], type=int, help="The supervisor's pid, when there are several servers."),
             click.Option(["--socket", "path"], help="Its control socket, when it is in no usual place."),
@@ -62,8 +62,10 @@ def build_ctl() -> click.Command:
 
 
 def _ctl(
-    order: str, number: int | None, pid: int | None, path: str | None, as_json: bool, **more: Any
+    order: str | None, number: int | None, pid: int | None, path: str | None, as_json: bool, **more: Any
 ) -> int:
+    if order is None:
+        raise click.UsageError(f"ctl needs an order: {', '.join(_ORDERS)}")
     if number is None and order == "workers":
         raise SettingsError("ctl workers needs a number")
     if number is not None and order not in ("workers", "dump"):
@@ -71,12 +73,17 @@ def _ctl(
     for option, owners in (("wait", ("reload", "upgrade")), ("config_only", ("reload",)), ("now", ("stop",))):
         if more[option] and order not in owners:
             raise SettingsError(f"--{option.replace('_', '-')} is for ctl {' and '.join(owners)}")
-    client = Client(find_server(pid, path))
-    if order == "status":
-        status = client.status()
-        sys.stdout.write(json.dumps(status) + "\n" if as_json else "\n".join(draw(status)) + "\n")
-        return 0
-    return _tell(_ORDERS[order](client, number or 0, **more), as_json)
+    try:
+        client = Client(find_server(pid, path))
+        if order == "status":
+            status = client.status()
+            sys.stdout.write(json.dumps(status) + "\n" if as_json else "\n".join(draw(status)) + "\n")
+            return 0
+        return _tell(_ORDERS[order](client, number or 0, **more), as_json)
+    except ServerGone as error:
+        if not as_json:
+            raise
+        return _tell({"ok": False, "text": str(error)}, as_json)
 
 
 def _tell(answer: dict[str, Any], as_json: bool) -> int:

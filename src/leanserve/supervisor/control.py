@@ -21,7 +21,7 @@ from typing import Any
 from leanserve.channel import AdminSpec, Channel
 from leanserve.errors import SettingsError
 from leanserve.listeners import Listeners, open_listeners
-from leanserve.rendezvous import control_path
+from leanserve.rendezvous import control_path, sweep
 from leanserve.settings import ListenSettings, Settings
 from leanserve.supervisor.child import Child, describe_exit, fork_worker
 from leanserve.supervisor.crew import Crew
@@ -82,7 +82,7 @@ class Control:
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             self._dead = deque(maxlen=_KEPT_DEAD)  # the admin process tells prometheus_client of them
         if settings.admin.admin is not None:
-            self._listen(settings.admin.admin, settings.admin.admin)
+            self._listen_for_admin(settings.admin.admin)
         crew.leave_more = self._leave_in_child
 
     _selector: selectors.BaseSelector
@@ -104,6 +104,12 @@ class Control:
         for sock in opened.sockets(0):
             sock.listen(_BACKLOG)
         return opened
+
+    def _listen_for_admin(self, address: str) -> None:
+        try:
+            self._listen(address, address)
+        except OSError as error:  # there is more than one address to be taken
+            raise OSError(error.errno, f"admin: {error.strerror}") from None
 
     def _sockets(self) -> list[socket.socket]:
         return [sock for opened in self._opened.values() for sock in opened.sockets(0)]
@@ -133,6 +139,8 @@ class Control:
             return
         try:
             address = control_path(os.getpid()) if path == "auto" else path
+            if path == "auto":
+                sweep()
             opened = self._listen(f"control {path}", f"unix:{address}")
             if path == "auto" and opened.addresses != (address,):
                 opened.rename_file(address)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from leanserve.channel import DUMP_SIGNAL
 from leanserve.scoreboard import MAX_SLOTS
-from leanserve.supervisor.states import SupervisorState
+from leanserve.supervisor.states import SupervisorState, check_serving
 
 if TYPE_CHECKING:
     from leanserve.supervisor.supervisor import Supervisor
@@ -73,9 +73,7 @@ class Orders:
         return f"{number} workers"
 
     def _check_running(self) -> None:
-        state = self._supervisor.machine.state
-        if state not in (SupervisorState.RUNNING, SupervisorState.ROLLING):
-            raise ValueError(f"not while the server is {state.name}")
+        check_serving(self._supervisor.machine.state)
 
     def _drain(self, _number: int) -> str:
         if self._supervisor.machine.state is not SupervisorState.STOPPING:

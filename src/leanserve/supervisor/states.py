@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from leanserve.machine import Machine
 
-__all__ = ["SupervisorMachine", "SupervisorMove", "SupervisorState"]
+__all__ = ["SupervisorMachine", "SupervisorMove", "SupervisorState", "check_serving"]
 
 
 class SupervisorState(IntEnum):
@@ -49,3 +49,11 @@ class SupervisorMachine(Machine[SupervisorState, SupervisorMove]):
         (SupervisorState.STOPPING, SupervisorMove.STOP): SupervisorState.STOPPING,
         (SupervisorState.STOPPING, SupervisorMove.ALL_GONE): SupervisorState.STOPPED,
     }
+
+
+def check_serving(state: SupervisorState) -> None:
+    """Whether workers can be told to do anything but to leave. Raises ValueError: why not."""
+    if state is SupervisorState.BOOTING:
+        raise ValueError("no worker has been ready yet: try again when the first one is")
+    if state >= SupervisorState.STOPPING:
+        raise ValueError("the server is stopping")

@@ -29,7 +29,7 @@ from leanserve.machine import Machine
 from leanserve.supervisor.child import ChildState, describe_exit
 from leanserve.supervisor.inherit import VARIABLE, describe_addresses
 from leanserve.supervisor.signals import HANDLED
-from leanserve.supervisor.states import SupervisorMove, SupervisorState
+from leanserve.supervisor.states import SupervisorMove, SupervisorState, check_serving
 
 if TYPE_CHECKING:
     from leanserve.supervisor.supervisor import Supervisor
@@ -161,13 +161,11 @@ class Upgrade:
             logger.error("no upgrade: %s", error)
 
     def _check(self) -> None:
-        state = self._supervisor.machine.state
         if self.under_way:
             raise ValueError(f"one is under way already (supervisor pid {self._pid})")
         if self.machine.state is UpgradeState.LEFT:
             raise ValueError("another supervisor has taken over")
-        if state not in (SupervisorState.RUNNING, SupervisorState.ROLLING):
-            raise ValueError(f"not while the server is {state.name}")
+        check_serving(self._supervisor.machine.state)
         if not self._supervisor.inheritance.owner:
             raise ValueError("this supervisor has not taken over yet from the one before it")
         if os.getpid() == 1:
