@@ -35,6 +35,8 @@ NOT_RUN = {
     "sequence roll": "played by test_flow.py",
     "nginx": "run by tests/e2e/test_proxies.py",
     "haproxy": "run by tests/e2e/test_proxies.py",
+    "yaml model.yaml": "run by tests/e2e/test_kubernetes.py",
+    "yaml adapter.yaml": "read by tests/e2e/test_kubernetes.py",
     "systemd sentiment.service": "looked at by tests/e2e/test_systemd.py",
     "systemd sentiment.socket": "looked at by tests/e2e/test_systemd.py",
 }
