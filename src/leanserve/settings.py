@@ -25,6 +25,7 @@ __all__ = [
     "AdminSettings",
     "AdmissionSettings",
     "CancelSettings",
+    "CrashSettings",
     "DrainSettings",
     "FlowSettings",
     "HttpSettings",
@@ -423,13 +424,14 @@ class PoolSettings(Frozen):
     hooks: str | None = option(
         None, "MODULE or MODULE:ATTRIBUTE with functions that the supervisor calls when workers come and go."
     )
-    hang_limit: float | None = option(
-        None, "Replace a worker whose loop stands still for longer: stacks to the log, SIGTERM, and after "
-        "kill_grace SIGKILL; none: never.", unit="seconds", minimum=2,
-    )
     reload_config_only: bool = option(
         False, "SIGHUP reads the configuration and the certificates again, and replaces no worker."
     )
+
+
+class CrashSettings(Frozen):
+    """Workers that crash or hang"""
+
     restart_limit: int = option(
         10, "Crashed workers within restart_window after which the server gives up with exit code 4.",
         minimum=1,
@@ -437,6 +439,10 @@ class PoolSettings(Frozen):
     restart_window: float = option(60.0, "See restart_limit.", unit="seconds", minimum=0)
     restart_backoff_max: float = option(
         30.0, "Longest wait before a crashed worker is replaced.", unit="seconds", minimum=0
+    )
+    hang_limit: float | None = option(
+        None, "Replace a worker whose loop stands still for longer: stacks to the log, SIGTERM, and after "
+        "kill_grace SIGKILL; none: never.", unit="seconds", minimum=2,
     )
 
 
@@ -535,6 +541,7 @@ class Settings(Frozen):
     recycle: RecycleSettings = field(default_factory=RecycleSettings)
     roll: RollSettings = field(default_factory=RollSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
+    crash: CrashSettings = field(default_factory=CrashSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     reload: ReloadSettings = field(default_factory=ReloadSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from leanserve.errors import SettingsError
-from leanserve.settings import PoolSettings
+from leanserve.settings import CrashSettings, PoolSettings
 from leanserve.supervisor.pool import Restarts, count_auto, count_workers
 
 
 def restarts(**settings: float) -> Restarts:
-    return Restarts(PoolSettings(**settings))  # type: ignore[arg-type]  # numbers by name
+    return Restarts(CrashSettings(**settings))  # type: ignore[arg-type]  # numbers by name
 
 
 def test_a_number_is_that_number() -> None:

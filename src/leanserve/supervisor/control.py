@@ -70,7 +70,7 @@ class Control:
         self._leave = leave
         self._obey = obey
         self._entry = entry
-        self._restarts = Restarts(settings.pool)
+        self._restarts = Restarts(settings.crash)
         self._opened: dict[str, Listeners] = {}
         self._adopted = {word: Listeners.adopt(facts, 1) for word, facts in (exported or {}).items()}
         for adopted in self._adopted.values():
@@ -237,7 +237,7 @@ class Control:
         now = time.monotonic()
         wait = self._restarts.note_crash(0, now, now - self._born_s)
         if wait is None:  # nobody is served worse for it, so the server does not give up
-            wait = self._settings.pool.restart_backoff_max
+            wait = self._settings.crash.restart_backoff_max
         self.start_at_s = now + wait
         how = describe_exit(os.waitstatus_to_exitcode(status))
         logger.error("the admin process (pid %d) died: %s", pid, how)

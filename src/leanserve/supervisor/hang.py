@@ -40,7 +40,7 @@ class Hangs:
 
     def keep_time(self, now_s: float, settings: Settings) -> None:
         """Look, when it is time to, and end those that are late."""
-        limit_s = settings.pool.hang_limit
+        limit_s = settings.crash.hang_limit
         if limit_s is None:
             self.look_at_s = inf
             self._beats.clear()

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 from leanserve.channel import DUMP_SIGNAL
 from leanserve.scoreboard import MAX_SLOTS
+from leanserve.supervisor.size import FIXED
 from leanserve.supervisor.states import SupervisorState, check_serving
 
 if TYPE_CHECKING:
     from leanserve.supervisor.supervisor import Supervisor
 
-__all__ = ["FIXED", "Orders"]
-
-# Why TTIN, TTOU and `workers` are refused.
-FIXED = "with worker_kind thread their number is fixed: start the server anew with another"
+__all__ = ["Orders"]
 
 logger = logging.getLogger("leanserve")
 
@@ -67,7 +65,7 @@ class Orders:
             raise ValueError(f"there are {supervisor.slots} workers, and {FIXED}")
         while supervisor.slots != number:
             before = supervisor.slots
-            (supervisor.add_worker if number > before else supervisor.remove_worker)()
+            (supervisor.size.add if number > before else supervisor.size.remove)()
             if supervisor.slots == before:
                 raise ValueError(f"there are {before} workers, and no more can be had; the log says why")
         return f"{number} workers"

@@ -7,7 +7,7 @@ from math import ceil
 
 from leanserve.errors import SettingsError
 from leanserve.scoreboard import MAX_SLOTS
-from leanserve.settings import PoolSettings
+from leanserve.settings import CrashSettings, PoolSettings
 from leanserve.supervisor.cgroup import cpu_limits, memory_limit
 
 __all__ = ["Restarts", "count_auto", "count_workers"]
@@ -59,7 +59,7 @@ class Restarts:
 
     __slots__ = ("_crashes", "_in_a_row", "_settings", "total")
 
-    def __init__(self, settings: PoolSettings) -> None:
+    def __init__(self, settings: CrashSettings) -> None:
         self._settings = settings
         self._crashes: deque[float] = deque()
         self._in_a_row: dict[int, int] = {}

@@ -16,22 +16,22 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from leanserve.errors import SettingsError
-from leanserve.scoreboard import MAX_SLOTS
 from leanserve.settings import ReloadSettings, Settings, uses_tls
 from leanserve.supervisor.budget import StartBudget
-from leanserve.supervisor.cgroup import oom_kills
-from leanserve.supervisor.child import Child, ChildMove, ChildState, describe_exit, reap_strangers
+from leanserve.supervisor.child import Child, ChildMove, ChildState, reap_strangers
 from leanserve.supervisor.control import Control
 from leanserve.supervisor.crew import Crew
+from leanserve.supervisor.deaths import Deaths
 from leanserve.supervisor.hang import Hangs
 from leanserve.supervisor.hooks import Hooks
 from leanserve.supervisor.inherit import Inheritance
 from leanserve.supervisor.notify import Notifier
-from leanserve.supervisor.orders import FIXED, Orders
-from leanserve.supervisor.pool import Restarts, count_workers
+from leanserve.supervisor.orders import Orders
+from leanserve.supervisor.pool import count_workers
 from leanserve.supervisor.reconfigure import reconfigure
 from leanserve.supervisor.roll import Roll
 from leanserve.supervisor.signals import SignalQueue
+from leanserve.supervisor.size import Size
 from leanserve.supervisor.states import SupervisorMachine, SupervisorMove, SupervisorState
 from leanserve.supervisor.steering import Steering
 from leanserve.supervisor.template import Preload
@@ -93,23 +93,22 @@ class Supervisor:
         except (SettingsError, OSError):
             self.listeners.close()
             raise
+        self.deaths = Deaths(self)
+        self.size = Size(self)
         self.upgrade = Upgrade(self)
         self.notifier = Notifier(os.environ)
-        self._steering = Steering(self.listeners, self.crew, settings.listen.backlog)
+        self.steering = Steering(self.listeners, self.crew, settings.listen.backlog)
         self._preload = Preload(
             app, settings, self.crew, self.listeners.release, entry,
-            start=self._start, roll=self.roll_workers, fail=self._cannot_start,
+            start=self.start, roll=self.roll_workers, fail=self.deaths.cannot_start,
         )  # fmt: skip
-        self._restarts = Restarts(settings.pool)
         self._hangs = Hangs(self.crew)
         self.selector = selectors.DefaultSelector()
-        self._start_at: dict[int, float] = {}
-        self.roll = Roll(settings.roll, self.crew, self.machine, self._start, self.last_moment)
+        self.start_at: dict[int, float] = {}
+        self.roll = Roll(settings.roll, self.crew, self.machine, self.start, self.last_moment)
         self._budget = StartBudget(settings.roll, self.crew)
-        self._watcher = _watch(settings.reload) if settings.reload.reload else None
+        self.watcher = _watch(settings.reload) if settings.reload.reload else None
         self._orphans: set[int] = set()
-        self._exit_code = 0
-        self._oom_kills = oom_kills()
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.machine.state.name} {len(self.crew.children)} workers>"
@@ -126,9 +125,9 @@ class Supervisor:
         self._signals.open()
         try:
             self.selector.register(self._signals, selectors.EVENT_READ)
-            if self._watcher is not None:
-                self._watcher.open()
-                self.selector.register(self._watcher, selectors.EVENT_READ)
+            if self.watcher is not None:
+                self.watcher.open()
+                self.selector.register(self.watcher, selectors.EVENT_READ)
             logger.info("starting %d worker%s, supervisor pid %d", *self._counted())
             if self._slots_why:
                 logger.info("%s", self._slots_why)
@@ -137,12 +136,12 @@ class Supervisor:
             self.inheritance.begin()
             self._preload.open(self.selector)
             for slot in self._heads():
-                self._start(slot)
+                self.start(slot)
             while self.machine.state is not SupervisorState.STOPPED:
                 self._wait()
         finally:
             self._close(then_exit=then_exit)
-        return self._exit_code
+        return self.deaths.exit_code
 
     def _counted(self) -> tuple[int, str, int]:
         return self.slots, "" if self.slots == 1 else "s", os.getpid()
@@ -159,8 +158,8 @@ class Supervisor:
             os.waitpid(child.pid, 0)
             child.channel.close()
         self._preload.close()
-        if self._watcher is not None:
-            self._watcher.close()
+        if self.watcher is not None:
+            self.watcher.close()
         self.selector.close()
         self._signals.close(ignore=then_exit)
         self.crew.close()
@@ -172,12 +171,12 @@ class Supervisor:
         """One turn: sleep, then deal with what has come."""
         self._publish()
         if self.machine.state is not SupervisorState.STOPPING and self.inheritance.owner:
-            self._steering.aim(self.slots)
+            self.steering.aim(self.slots)
         now = time.monotonic()
         times = [self.control.start_at_s, self._preload.start_at_s, self.upgrade.wake_at_s]
         times += [self._budget.next_s, self._hangs.look_at_s, self.notifier.next_s]
         times += [child.kill_at_s for child in self.crew.children.values()]
-        next_time = min([*times, *self._start_at.values()])
+        next_time = min([*times, *self.start_at.values()])
         timeout = None if next_time == inf else max(next_time - now, 0)
         ready = self.selector.select(timeout)
         for number in self._signals.take():
@@ -195,15 +194,15 @@ class Supervisor:
                 self.upgrade.hear()
             elif key.data is self.inheritance:
                 self.inheritance.hear()
-            elif key.fileobj is self._watcher and self._watcher is not None:
-                self._look_at_files(self._watcher)
+            elif key.fileobj is self.watcher and self.watcher is not None:
+                self._look_at_files(self.watcher)
         self._keep_times()
 
     def _publish(self) -> None:
         """Say on the scoreboard what we know ourselves."""
         state = self.machine.state
         self.crew.scoreboard.tell_server(
-            slots=self.slots, crashes=self._restarts.total, restarts=self.crew.restarts,
+            slots=self.slots, crashes=self.deaths.restarts.total, restarts=self.crew.restarts,
             stopping=state >= SupervisorState.STOPPING, rolling=state is SupervisorState.ROLLING,
         )  # fmt: skip
         ready = [child for child in self.crew.children.values() if child.state is ChildState.READY]
@@ -216,7 +215,7 @@ class Supervisor:
             logger.error("the process that watches for changes has died; start again to reload on changes")
             self.selector.unregister(watcher)
             watcher.close()
-            self._watcher = None
+            self.watcher = None
 
     def _handle(self, number: signal.Signals) -> None:
         name = _HANDLERS.get(number.name)
@@ -230,9 +229,9 @@ class Supervisor:
             if child.kill_at_s <= now:
                 logger.warning("worker %s did not leave in time: SIGKILL", child)
                 child.kill()
-        for slot in [slot for slot, when in self._start_at.items() if when <= now]:
-            del self._start_at[slot]
-            self._start(slot)
+        for slot in [slot for slot, when in self.start_at.items() if when <= now]:
+            del self.start_at[slot]
+            self.start(slot)
         self._budget.keep_time(now)
         self.control.keep_time(now)
         self._hangs.keep_time(now, self.settings)
@@ -244,11 +243,12 @@ class Supervisor:
 
     # Workers
 
-    def _start(self, slot: int) -> None:
+    def start(self, slot: int) -> None:
+        """Start a worker in a slot, at once or when that can be done."""
         if slot >= self.slots or self._preload.holds(slot):
             return
         if len(self.crew.in_slot(slot)) > 1:  # a slot that was away: there is no record for a third one yet
-            self._start_at[slot] = time.monotonic() + _START_AGAIN_S
+            self.start_at[slot] = time.monotonic() + _START_AGAIN_S
             return
         try:
             child = self.crew.start(slot)
@@ -259,7 +259,7 @@ class Supervisor:
             if self.crew.serving(slot):
                 self.roll.abort(slot)  # the old one goes on
             else:
-                self._start_at[slot] = time.monotonic() + _START_AGAIN_S
+                self.start_at[slot] = time.monotonic() + _START_AGAIN_S
             return
         self._budget.begin(child)
         self.selector.register(child.channel, selectors.EVENT_READ, child)
@@ -273,7 +273,7 @@ class Supervisor:
     def _lives(self, child: Child) -> bool:
         return self.crew.children.get(child.pid) is child
 
-    def _older(self, child: Child) -> list[Child]:
+    def older(self, child: Child) -> list[Child]:
         """Those that serve in its slot and that it is to replace; a newer one has its own turn."""
         return [each for each in self.crew.serving(child.slot) if each.generation < child.generation]
 
@@ -282,7 +282,7 @@ class Supervisor:
             for message in child.channel.receive():
                 event = message.get("event")
                 if event == "loaded":
-                    self._steering.let_listen(child, self.slots)
+                    self.steering.let_listen(child, self.slots)
                 elif event == "ready":
                     self._ready(child, float(message.get("seconds", 0)))
                 elif event == "failed":
@@ -309,11 +309,11 @@ class Supervisor:
             self.crew.scoreboard.tell_server(ready_ns=time.monotonic_ns())
         self.machine.advance(SupervisorMove.READY)
         child.booted = True
-        self._steering.introduce(child, self.slots)
+        self.steering.introduce(child, self.slots)
         self.hooks.call("worker_ready", pid=child.pid, slot=child.slot)
         self.inheritance.note_ready()
         if child.state is ChildState.READY and self._lives(child):
-            for older in self._older(child):
+            for older in self.older(child):
                 older.retire("retire", self.last_moment(older))
             self.roll.next()
 
@@ -327,62 +327,14 @@ class Supervisor:
             self.upgrade.note_death(child.pid)
             state = ChildState.STARTING if self._budget.forget(child) else child.state
             child.bury()
-            self._steering.note_death(child)
+            self.steering.note_death(child)
             self.hooks.call(
                 "worker_exited", pid=child.pid, slot=child.slot, cause=child.describe_end(code)
             )
-            self._ended(child, state, code)
+            self.deaths.note(child, state, code)
         self._preload.reap(stopping=self.machine.state is SupervisorState.STOPPING)
         if os.getpid() == 1:
             reap_strangers({*self.crew.children, *self._preload.pids, self.control.pid})
-
-    def _ended(self, child: Child, state: ChildState, code: int) -> None:
-        if self.machine.state is SupervisorState.STOPPING:
-            logger.debug("worker %s has left (%s)", child, describe_exit(code))
-            if child.booted:
-                self._refuse_orphans()
-        elif state >= ChildState.RETIRING:
-            logger.info("worker %s has left", child)
-            waits = child.slot in self._start_at  # its successor has crashed
-            if child.slot < self.slots and not waits and not self.crew.in_slot(child.slot):
-                self._start(child.slot)  # a reload stops first and starts then
-            self.roll.next()
-        elif self._older(child):
-            why = child.describe_end(code)
-            logger.error("replacement of worker %d failed, the old one goes on: %s", child.slot + 1, why)
-            self._log_trace(child.trace)
-            self.roll.abort(child.slot)
-        else:
-            self._crashed(child, state, code)
-
-    def _crashed(self, child: Child, state: ChildState, code: int) -> None:
-        if state is ChildState.STARTING and (self._watcher or self.machine.state is SupervisorState.BOOTING):
-            self._cannot_start(child.describe_end(code), child.trace, code)
-            return
-        killed, self._oom_kills = oom_kills() - self._oom_kills, oom_kills()
-        hint = ", out of memory" if killed and code == -signal.SIGKILL else ""
-        why, work = child.describe_end(code) + hint, child.describe_work(self.crew.records(child))
-        logger.error("worker %s died: %s; requests in flight: %s", child, why, work)
-        now = time.monotonic()
-        wait = self._restarts.note_crash(child.slot, now, now - child.born_s)
-        if wait is None:
-            logger.critical("workers crash too often: giving up")
-            self._exit_code = _EXIT_GAVE_UP
-            self.stop()
-        elif not self.crew.serving(child.slot):
-            self._start_at[child.slot] = now + wait
-        self.roll.note_crash(child)
-
-    def _cannot_start(self, why: str, trace: str, code: int) -> None:
-        logger.error("cannot start: %s", why)
-        self._log_trace(trace)
-        if self._watcher is None:
-            self._exit_code = code if code in (2, _EXIT_BOOT) else _EXIT_BOOT
-            self.stop()
-
-    def _log_trace(self, trace: str) -> None:
-        if trace:
-            logger.debug("%s", trace.rstrip())
 
     # Reload, for developers
 
@@ -396,7 +348,7 @@ class Supervisor:
                     child.retire("retire", moment)
             for slot in self._heads():
                 if not self.crew.in_slot(slot):
-                    self._start_at[slot] = 0.0
+                    self.start_at[slot] = 0.0
 
     # Signals
 
@@ -411,7 +363,7 @@ class Supervisor:
 
     def forget_plans(self) -> None:
         """No worker is started any more."""
-        self._start_at.clear()
+        self.start_at.clear()
         self.roll.clear()
         self._preload.stop()
 
@@ -433,7 +385,7 @@ class Supervisor:
             kept = {slot for slot in range(self.slots) if self.upgrade.order_to_stop(slot) == "retire"}
             self._orphans = set(range(self.slots)) - accepting - kept
             if not accepting:
-                self._refuse_orphans()  # else when a worker has left: each empties the queues of all
+                self.refuse_orphans()  # else when a worker has left: each empties the queues of all
         for child in self.crew.children.values():
             order = self.upgrade.order_to_stop(child.slot)
             if child.state is ChildState.STARTING:
@@ -443,7 +395,7 @@ class Supervisor:
             else:
                 child.retire(order, self.last_moment())
 
-    def _refuse_orphans(self) -> None:
+    def refuse_orphans(self) -> None:
         """Slots that nobody accepts from listen no more."""
         while self._orphans:
             self.listeners.refuse(self._orphans.pop())
@@ -452,7 +404,7 @@ class Supervisor:
         self.machine.advance(SupervisorMove.STOP)
         logger.warning("SIGQUIT: killing all workers")
         self.upgrade.quit()
-        self._start_at.clear()
+        self.start_at.clear()
         self._preload.stop()
         for child in self.crew.children.values():
             child.kill()
@@ -472,9 +424,6 @@ class Supervisor:
         self.settings, text = reconfigure(self.settings, self._reread, self.crew)
         return text
 
-    def _upgrade(self) -> None:
-        self.upgrade.on_signal()
-
     def roll_all(self) -> None:
         """Give every worker a successor, with new code."""
         runs = self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING)
@@ -491,50 +440,6 @@ class Supervisor:
             logger.info("replacing all workers, one after the other")
             self.roll.replace_all(self._heads())
 
-    def _may_change(self) -> bool:
-        """Whether the number of workers may change now."""
-        if self.upgrade.under_way or not self.inheritance.owner:
-            logger.error("an upgrade is under way: the number of workers stays until it is over")
-            return False
-        if self.has_threads:
-            logger.error("the number of workers stays: %s", FIXED)
-            return False
-        return self.machine.state in (SupervisorState.RUNNING, SupervisorState.ROLLING)
-
-    def add_worker(self) -> None:
-        if self._may_change():
-            if self.slots == MAX_SLOTS:
-                logger.error("no worker added: there are %d, the most that one server can have", MAX_SLOTS)
-                return
-            try:
-                self.listeners.open_slot(self.slots)
-            except OSError as error:
-                logger.error("no worker added: %s", error)
-                return
-            self.slots += 1
-            logger.info("adding worker %d", self.slots)
-            self._start(self.slots - 1)
-
-    def remove_worker(self) -> None:
-        if self.slots == 1:
-            logger.warning("the last worker stays; stop the server with SIGTERM")
-        elif self._may_change():
-            logger.info("removing worker %d", self.slots)
-            self.slots -= 1
-            self._steering.aim(self.slots)
-            self._start_at.pop(self.slots, None)
-            children = self.crew.in_slot(self.slots)
-            for child in children:
-                child.retire("leave", self.last_moment(child))
-            # The slot's own listeners end with the worker that empties their queues; the slot may be back
-            # before that, with new ones.
-            booted = [child for child in children if child.booted]
-            for child in (booted or children)[:1]:
-                child.listeners = self.listeners.detach_slot(self.slots)
-            self.listeners.refuse(self.slots)
-            self.listeners.close_slot(self.slots)
-            self.roll.forget(self.slots)
-
 
 def _watch(settings: ReloadSettings) -> Watcher:
     from leanserve.supervisor.reload import Watcher  # development only
@@ -542,12 +447,12 @@ def _watch(settings: ReloadSettings) -> Watcher:
     return Watcher(settings)
 
 
-_HANDLERS = {
+_HANDLERS: dict[str, Callable[[Supervisor], object]] = {
     "SIGTERM": Supervisor.stop,
     "SIGINT": Supervisor.stop,
     "SIGQUIT": Supervisor._quit,
     "SIGHUP": Supervisor._hang_up,
-    "SIGTTIN": Supervisor.add_worker,
-    "SIGTTOU": Supervisor.remove_worker,
-    "SIGUSR2": Supervisor._upgrade,
+    "SIGTTIN": lambda supervisor: supervisor.size.add(),
+    "SIGTTOU": lambda supervisor: supervisor.size.remove(),
+    "SIGUSR2": lambda supervisor: supervisor.upgrade.on_signal(),
 }

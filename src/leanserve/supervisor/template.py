@@ -154,7 +154,7 @@ class Preload:
         self._start_worker = start
         self._roll = roll
         self._fail = fail
-        self._restarts = Restarts(settings.pool)
+        self._restarts = Restarts(settings.crash)
         self._templates: list[Template] = []
         self._current: Template | None = None
         self._coming: Template | None = None
@@ -315,7 +315,7 @@ class Preload:
         now = time.monotonic()
         wait = self._restarts.note_crash(0, now, 0.0)
         if wait is None:  # those workers that live are better than none; one that dies is not replaced
-            wait = self._settings.pool.restart_backoff_max
+            wait = self._settings.crash.restart_backoff_max
         logger.error("%s; a new one is made in %.1f s, and no worker before", what, wait)
         self.start_at_s = now + wait
 

@@ -257,7 +257,7 @@ class Upgrade:
         if supervisor.machine.state is SupervisorState.STOPPING:
             return  # they do already
         while supervisor.slots > self._slots and not supervisor.has_threads:
-            supervisor.remove_worker()
+            supervisor.size.remove()
         supervisor.machine.advance(SupervisorMove.STOP)
         supervisor.forget_plans()
         for child in supervisor.crew.children.values():
