@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,56 @@ def test_a_worker_that_comes_later_logs_as_the_others(
     with server.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         wait_until(lambda: "INFO refused 127.0.0.1" in server.output, 15, "a line of the worker's")
+
+
+LATE_APP = """
+import asyncio, os
+begun = []
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        begun.append(0)
+        while len(begun) > 1 and not os.path.exists(MARKER):
+            await asyncio.sleep(0.02)
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+"""
+
+
+def test_threads_of_which_some_begin_just_then(serve: Serve, tmp_path: Path) -> None:
+    file, marker = tmp_path / "leanserve.toml", tmp_path / "go"
+    file.write_text("max_body_size = 10\n")
+    (tmp_path / "late_app.py").write_text(f"MARKER = {str(marker)!r}\n{LATE_APP}")
+    marker.touch()
+    server = serve(
+        "late_app:app", "--app-dir", str(tmp_path), "--config", str(file), "--worker-kind", "thread",
+        "--workers", "3",
+    )  # fmt: skip
+    wait_until(lambda: server.output.count(" ready in ") == 1, 20, "all threads")
+    marker.unlink()
+    server.running.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(descendants(server.pid)) >= 2, 15, "a successor")
+    file.write_text("max_body_size = 1000\n")
+    assert ctl(server, "reload", "--config-only")[0] == 0
+    time.sleep(1)  # the successor has heard it, whatever it does
+    marker.touch()
+    wait_until(lambda: "has left" in server.output, 20, "the successor alone")
+
+    def status() -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        try:
+            connection.request("POST", "/pid", body=b"x" * 100)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    assert {status() for _ in range(60)} == {200}
 
 
 def test_levels_and_time_limits(serve: Serve, tmp_path: Path) -> None:

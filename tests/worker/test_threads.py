@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -279,6 +281,34 @@ def test_a_startup_that_fails_in_one_of_them(lab: Lab, tmp_path: Path) -> None:
     assert "cannot start: " in line
     assert "no place for a fourth" in line
     assert len(it.lines("SHUTDOWN")) == 3
+
+
+def test_a_successor_that_fails_has_taken_nobodys_request(lab: Lab, tmp_path: Path) -> None:
+    slow = APP.replace("        if startups[3:]", "        await asyncio.sleep(0.5)\n        if startups[3:]")
+    with lab(slow, log_level="info") as it:
+        it.wait_ready()
+        before = ask(it)["pid"]
+        seen, errors, go_on = set(), [], threading.Event()
+
+        def load() -> None:
+            while not go_on.is_set():
+                try:
+                    seen.add(ask(it, "/block?0.005")["pid"])
+                except (OSError, ValueError, http.client.HTTPException) as error:
+                    errors.append(repr(error))
+
+        clients = [threading.Thread(target=load) for _ in range(8)]
+        for client in clients:
+            client.start()
+        (tmp_path / "refuse").touch()
+        it.send(signal.SIGHUP)
+        wait_until(lambda: "replacement of worker 1 failed" in it.log, 30, it.log)
+        go_on.set()
+        for client in clients:
+            client.join(20)
+        assert errors == []
+        assert seen == {before}
+        assert it.stop() == 0
 
 
 def test_their_number_is_fixed(lab: Lab, tmp_path: Path) -> None:

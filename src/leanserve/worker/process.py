@@ -211,7 +211,6 @@ async def _serve(
     )
     orders = Orders(channel, _Single(worker, wakeups, spec), spec.slot, lane)
     await worker.start(orders.wait_turn)
-    orders.hear_signals()
     channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
     order = await orders.wait_stop()
     await worker.drain(keep_listeners=kept_listeners(order, spec, worker))
@@ -271,12 +270,9 @@ class Orders:
 
     async def wait_turn(self) -> None:
         """Say that the application is up; wait for all slots to listen, in the order that steering counts
-        on."""
+        on. Until then SIGTERM has its default effect, which would reset the first connections."""
         self._channel.send({"event": "loaded"})
         await self._turn
-
-    def hear_signals(self) -> None:
-        """Until here SIGTERM had its default effect."""
         # Somebody meant this worker alone: its listeners stay for its successor.
         self._loop.add_signal_handler(
             signal.SIGTERM, self._loop.call_later, _ORDER_FOLLOWS_S, self._take, "retire"

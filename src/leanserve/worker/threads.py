@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from leanserve.channel import Channel, WorkerSpec
+from leanserve.errors import BootFailed
 from leanserve.flight import FlightRecorder
 from leanserve.scoreboard import Lane
 from leanserve.worker.process import (
@@ -39,13 +40,14 @@ class _Loop(threading.Thread):
     """One worker and its event loop.
 
     Attributes:
-        ready: in the main loop; done when the worker accepts, or with what its start raised.
+        loaded, ready: in the main loop; done when its application is up and when it accepts, or with what
+            its start raised.
         ended: in the main loop; done when the thread is through, with an exception or None.
     """
 
     def __init__(
         self, spec: WorkerSpec, place: int, app: Any, lane: Lane | None,
-        recorder: FlightRecorder | None, orders: Orders,
+        recorder: FlightRecorder | None,
     ) -> None:  # fmt: skip
         super().__init__(name=f"leanserve-worker-{spec.slot + place + 1}", daemon=True)
         self.slot = spec.slot + place
@@ -53,15 +55,16 @@ class _Loop(threading.Thread):
         self._app = app
         self._lane = lane
         self._recorder = recorder
-        self._orders = orders
         self._wakeups = Wakeups()
         self._main = asyncio.get_running_loop()
+        self.loaded: asyncio.Future[None] = self._main.create_future()
         self.ready: asyncio.Future[None] = self._main.create_future()
         self.ended: asyncio.Future[BaseException | None] = self._main.create_future()
 
     _loop: asyncio.AbstractEventLoop
     _worker: Worker
     _order: asyncio.Future[str]
+    _turn: asyncio.Future[None]
 
     def run(self) -> None:
         """The thread's main."""
@@ -76,7 +79,7 @@ class _Loop(threading.Thread):
     async def _live(self) -> None:
         spec = self._spec
         self._loop = asyncio.get_running_loop()
-        self._order = self._loop.create_future()
+        self._order, self._turn = self._loop.create_future(), self._loop.create_future()
         self._worker = Worker(
             self._app,
             spec.settings,
@@ -95,10 +98,14 @@ class _Loop(threading.Thread):
         await self._worker.drain(keep_listeners=kept_listeners(order, spec, self._worker))
 
     async def _wait_turn(self) -> None:
-        turn = asyncio.run_coroutine_threadsafe(self._orders.wait_turn(), self._main)
-        await asyncio.wrap_future(turn)
+        self._in_main(self.loaded.set_result, None)
+        await self._turn
 
     # From the main thread
+
+    def open(self) -> None:
+        """Accept: all are up."""
+        self._call(self._turn.set_result, None)
 
     def take(self, order: str) -> None:
         """Leave; a second order can only be to hurry."""
@@ -127,6 +134,8 @@ class _Loop(threading.Thread):
             self._worker.hurry()
         if not self._order.done():
             self._order.set_result(order)
+        if not self._turn.done():
+            self._turn.set_exception(BootFailed("another worker of the process could not start"))
 
     def _call(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended
@@ -137,8 +146,10 @@ class _Loop(threading.Thread):
             self._main.call_soon_threadsafe(callback, *args)
 
     def _tell_end(self, error: BaseException | None) -> None:
-        if not self.ready.done():
-            self.ready.set_exception(error or RuntimeError(f"{self.name} ended before it was ready"))
+        for future in (self.loaded, self.ready):
+            if not future.done():
+                future.set_exception(error or RuntimeError(f"{self.name} ended before it was ready"))
+                future.exception()  # nobody may be left who asks
         self.ended.set_result(error)
 
 
@@ -148,6 +159,13 @@ class _Crowd:
     def __init__(self, channel: Channel) -> None:
         self.loops: list[_Loop] = []
         self._channel = channel
+        self._set: dict[str, Any] | None = None
+
+    def add(self, loop: _Loop) -> None:
+        """Another one; it is told of what was put into effect while it began."""
+        self.loops.append(loop)
+        if self._set is not None:
+            loop.reconfigure(self._set)
 
     def hurry(self) -> None:
         for loop in self.loops:
@@ -163,6 +181,7 @@ class _Crowd:
             loop.list_running(tell)
 
     def reconfigure(self, values: dict[str, Any]) -> None:
+        self._set = {**(self._set or {}), **values}
         for loop in self.loops:
             loop.reconfigure(values)
 
@@ -184,7 +203,8 @@ async def serve(
     """Run one worker per lane until the supervisor says otherwise, or one of them has failed.
 
     They start one after the other: an application that loads its model when the first lifespan startup asks
-    for it needs no lock for that.
+    for it needs no lock for that. None accepts before all are up: a process whose last startup fails has
+    taken nobody's request.
 
     Raises:
         BootFailed, OSError, SettingsError: as the start of a worker.
@@ -196,11 +216,15 @@ async def serve(
     last = ["retire", "hurry"]
     try:
         for place, (lane, recorder) in enumerate(zip(lanes, recorders, strict=True)):
-            loop = _Loop(spec, place, app, lane, recorder, orders)
+            loop = _Loop(spec, place, app, lane, recorder)
             loop.start()
+            await loop.loaded
+            crowd.add(loop)
+        await orders.wait_turn()
+        for loop in loops:
+            loop.open()
+        for loop in loops:
             await loop.ready
-            loops.append(loop)
-        orders.hear_signals()
         spec.channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
         last = [await _wait_end(orders, loops)]
     finally:

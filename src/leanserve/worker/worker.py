@@ -18,7 +18,7 @@ from leanserve.asgi.http import HttpExchange
 from leanserve.asgi.lifespan import Lifespan
 from leanserve.asgi.messages import App, ExchangeRecord, Running
 from leanserve.asgi.timer import times_all
-from leanserve.errors import RemoteProtocolError, SettingsError
+from leanserve.errors import BootFailed, RemoteProtocolError, SettingsError
 from leanserve.flight import TARGET_BYTES, FlightRecorder
 from leanserve.machine import Machine
 from leanserve.protocol.events import Headers, Request
@@ -207,7 +207,8 @@ class Worker:
         """Run the lifespan startup, then listen and accept.
 
         Args:
-            wait_turn: called between the two: somebody else decides when it is time to listen.
+            wait_turn: called between the two: somebody else decides when it is time to listen, or, with
+                BootFailed, that it never will be.
 
         Raises:
             BootFailed: the application failed to start.
@@ -229,11 +230,11 @@ class Worker:
             wakeups=self._wakeups, shared=self._shared,
         )  # fmt: skip
         self.default_headers = self._make_headers(int(time.time()))
-        if wait_turn is not None:
-            await wait_turn()
         try:
+            if wait_turn is not None:
+                await wait_turn()
             await self._acceptor.open()
-        except OSError:
+        except (OSError, BootFailed):
             self._acceptor.pause()
             self._close_watches()
             await self.lifespan.shutdown()
