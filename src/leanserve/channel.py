@@ -109,7 +109,8 @@ class Channel:
     From the worker: ``{"event": "loaded"}`` (the application is up: shall I listen?), ``{"event": "ready",
     "seconds": 1.2}``, ``{"event": "failed", "error": "...", "trace": "..."}``, ``{"event": "extend",
     "seconds": 60}`` (it will take longer to be ready), ``{"event": "full"}`` (a limit is reached, replace
-    me), ``{"event": "wants"}`` (whether I want connections has changed, see the scoreboard).
+    me), ``{"event": "wants"}`` (whether I want connections has changed, see the scoreboard), ``{"event":
+    "closed"}`` (I accept no more, and all queues are empty that I was to empty).
     From the supervisor: ``{"order": "open"}`` (listen), ``{"order": "drain"}`` (finish, then leave; the
     listeners go too), ``{"order": "leave"}`` (the same, but listeners that others share stay), ``{"order":
     "retire"}`` (the same, but a successor holds all the listeners), ``{"order": "hurry"}``;

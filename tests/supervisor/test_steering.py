@@ -148,6 +148,52 @@ def test_connections_of_a_worker_that_is_killed_go_to_its_siblings(
         assert server.wait_code() == 0
 
 
+def assert_served_or_refused(port: int) -> None:
+    """From now on each connection is answered, until there are no more."""
+    for _ in range(2000):
+        try:
+            get(port)
+        except ConnectionRefusedError:
+            return
+    raise AssertionError("it goes on accepting")
+
+
+def test_a_stop_while_a_slot_boots(tmp_path: Path, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "marks").mkdir()
+    monkeypatch.setenv("TEST_MARKS", str(tmp_path / "marks"))
+    monkeypatch.setenv("TEST_SLOW_FROM", "2")
+    with serve(tmp_path, workers=2, loop=loop, drain_timeout=20) as server:
+        server.wait_ready(2)
+        os.kill(next(iter(takers(server.port))), signal.SIGKILL)  # its successor loads for a minute
+        server.wait_log(" started", 3)
+        with begin(server.port, "/wait?8") as long:
+            assert len(takers(server.port)) == 1
+            server.send(signal.SIGTERM)
+            assert_served_or_refused(server.port)
+            assert not answered(long)  # not only at the end
+            long.settimeout(20)
+            assert long.recv(1000).startswith(b"HTTP/1.1 200")
+        assert server.wait_code(20) == 0
+
+
+def test_a_worker_that_is_killed_while_it_drains(tmp_path: Path, loop: str) -> None:
+    with serve(tmp_path, workers=2, loop=loop, drain_timeout=20) as server:
+        server.wait_ready(2)
+        stuck = begin(server.port, "/block?60")
+        wait_until(lambda: list(tmp_path.glob("begun-*")), 20, "the application begins")
+        with begin(server.port, "/wait?8") as long:
+            (idle,) = takers(server.port)
+            server.send(signal.SIGTERM)
+            server.wait_log("stopping")
+            os.kill((server.pids() - {idle}).pop(), signal.SIGKILL)
+            assert_served_or_refused(server.port)
+            assert not answered(long)
+            long.settimeout(20)
+            assert long.recv(1000).startswith(b"HTTP/1.1 200")
+        stuck.close()
+        assert server.wait_code(20) == 0
+
+
 def test_slots_that_come_and_go_are_counted_as_the_kernel_does(tmp_path: Path) -> None:
     with serve(tmp_path, workers=2) as server:
         server.wait_ready(2)

@@ -42,7 +42,10 @@ class Deaths:
         if supervisor.machine.state is SupervisorState.STOPPING:
             logger.debug("worker %s has left (%s)", child, describe_exit(code))
             if child.booted:
-                supervisor.refuse_orphans()
+                # It may have been killed, and then its own listeners still listen.
+                supervisor.refuse_orphans(
+                    slot for slot in child.slots if not supervisor.crew.in_slot(slot)
+                )
         elif state >= ChildState.RETIRING:
             logger.info("worker %s has left", child)
             waits = child.slot in supervisor.start_at  # its successor has crashed

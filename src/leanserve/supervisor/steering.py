@@ -43,15 +43,21 @@ class Steering:
         Not only its own: a connection to a slot whose worker still loads its model goes to those who are
         ready.
         """
+        begun: set[int] = set()
         for slot in range(slots):
             for port, listener in enumerate(self._listeners.sockets(slot)):
                 if not _listens(listener):
                     with contextlib.suppress(OSError):  # the worker meets the same error, and tells it
                         listener.listen(self._backlog)
+                        begun.add(slot)
                 # Those that listen already are another supervisor's, and began in the same order.
                 group = self._groups[port] if self._groups and port < self._listeners.ports else None
                 if group is not None and listener not in group and _listens(listener):
                     group.append(listener)
+        for other in self._siblings(child):
+            for slot in begun:
+                if slot not in other.slots:
+                    self._watch(other, slot)
         child.channel.send({"order": "open"})
 
     def introduce(self, child: Child, slots: int) -> None:

@@ -11,7 +11,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -293,6 +293,8 @@ class Supervisor:
                     self._budget.extend(child, float(message.get("seconds", 0)))
                 elif event == "full":
                     self.roll.renew(child)
+                elif event == "closed" and self.machine.state is SupervisorState.STOPPING:
+                    self.refuse_orphans()
         except EOFError:
             # Its end is known when it is reaped, not when its descriptor closes.
             self._forget(child)
@@ -395,8 +397,9 @@ class Supervisor:
             else:
                 child.retire(order, self.last_moment())
 
-    def refuse_orphans(self) -> None:
-        """Slots that nobody accepts from listen no more."""
+    def refuse_orphans(self, more: Iterable[int] = ()) -> None:
+        """Slots that nobody accepts from listen no more, unless they are another supervisor's."""
+        self._orphans.update(slot for slot in more if self.upgrade.order_to_stop(slot) == "drain")
         while self._orphans:
             self.listeners.refuse(self._orphans.pop())
 

@@ -152,21 +152,21 @@ class Acceptor:
         sends them again a second later, and is then refused), handshakes under way get time to end, the
         queue is emptied, and only then the socket stops listening.
         """
-        if self._wakeups is not None:
-            if not keep:
-                self._wakeups.empty()
-            self._wakeups.close()
+        # When all leave, nobody else may be there who empties the queue of a sibling that boots, or is stuck.
+        siblings = [] if keep or self._wakeups is None else self._wakeups.hand_over()
         await self._settle()
         ours = self._listeners[: max(len(self._listeners) - max(keep, self._lent), 0)]
         filtered = False
-        for listener in ours:
+        for listener in (*ours, *siblings):
             with suppress(OSError):  # not TCP, or not on Linux
                 drop_new_connections(listener)
                 filtered = True
-        self._empty(ours)
+        self._empty((*ours, *siblings))
         if filtered:
             await _wait_handshakes(ours)
-            self._empty(ours)
+            self._empty((*ours, *siblings))
+        for listener in siblings:
+            listener.close()  # it is its worker, or the supervisor, that ends it
         if self._door is not None:
             self._door.hurry(self._drain_idle_s)
         if self._adopting:

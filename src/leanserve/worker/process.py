@@ -38,6 +38,7 @@ __all__ = [
     "main",
     "main_of_spawned",
     "prepare_signals",
+    "tell_closed",
     "tell_full",
 ]
 
@@ -182,6 +183,11 @@ def tell_wants(channel: Channel) -> None:
     channel.send({"event": "wants"})
 
 
+def tell_closed(channel: Channel) -> None:
+    """New connections come here no more."""
+    channel.send({"event": "closed"})
+
+
 def kept_listeners(order: str, spec: WorkerSpec, worker: Worker) -> int:
     """From so many of its listeners, the last ones, somebody else goes on accepting after this order."""
     return {"leave": spec.shared, "retire": len(worker.listeners)}.get(order, 0)
@@ -203,6 +209,7 @@ async def _serve(
         spec.listeners[spec.slot],
         on_full=lambda: tell_full(channel),
         on_wants=lambda: tell_wants(channel),
+        on_closed=lambda: tell_closed(channel),
         lane=lane,
         recorder=recorder,
         token_fds=spec.tokens,

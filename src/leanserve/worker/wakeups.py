@@ -118,11 +118,12 @@ class Wakeups:
             asyncio.get_running_loop().remove_reader(listener.fileno())
             listener.close()
 
-    def empty(self) -> None:
-        """Take all that the siblings' queues hold: nobody may be left who does."""
+    def hand_over(self) -> list[socket.socket]:
+        """Leave the rows of the siblings; their listeners are the caller's to empty and to close."""
+        listeners = [listener.dup() for found in self._siblings.values() for listener in found]
         for slot in list(self._siblings):
-            while self._take_one(slot):
-                pass
+            self._drop(slot)
+        return listeners
 
     # A worker that has enough to do
 

@@ -94,6 +94,7 @@ class Worker:
         listeners: bound sockets; they stay the caller's to close.
         on_full: called when it has reached one of its limits, and again while it goes on beyond that.
         on_wants: called when the application has said, to `lane`, whether it wants requests; in any thread.
+        on_closed: called when it accepts no more, and what was queued is connected.
         lane: where the counters go, if anybody reads them.
         recorder: where requests at work are noted for whoever asks after our end.
         token_fds: of the pool's tokens, when its workers share the limits of admission; needs `lane`.
@@ -109,6 +110,7 @@ class Worker:
         *,
         on_full: Callable[[], None] | None = None,
         on_wants: Callable[[], None] | None = None,
+        on_closed: Callable[[], None] | None = None,
         lane: Lane | None = None,
         recorder: FlightRecorder | None = None,
         token_fds: Sequence[tuple[int, int]] = (),
@@ -177,6 +179,7 @@ class Worker:
         if self._wakeups is not None and below is not None:
             self.app = self._wakeups.guard(self.app, below)
         self._on_wants = on_wants
+        self._on_closed = on_closed
         self._shared = shared
 
     loop: asyncio.AbstractEventLoop
@@ -282,6 +285,8 @@ class Worker:
 
     async def _stop_accepting(self, keep_listeners: int) -> None:
         await self._acceptor.close(keep_listeners)
+        if self._on_closed is not None:
+            self._on_closed()
         if self._handshaking or self._acceptor.busy:
             await self._pause(self.settings.drain.drain_idle_timeout)
 
