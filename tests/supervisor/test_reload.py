@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,44 @@ def test_reload(edited: tuple[Supervised, Path]) -> None:
         time.sleep(0.2)
         source.write_text(_answers("the fourth"))
         wait_until(lambda: _answer(it) == b"the fourth", 10, "a blocked worker is no hindrance")
+    assert it.stop() == 0
+
+
+POOLED = """
+import asyncio, os, time
+from concurrent.futures import ProcessPoolExecutor
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        pool = ProcessPoolExecutor(1)
+        with open("pooled", "a") as file:
+            file.write(f"{pool.submit(os.getpid).result()}\\n")
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        pool.shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+    elif scope["path"] == "/block":
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose children there are")
+def test_what_the_application_has_started_goes_with_its_worker(edited: tuple[Supervised, Path]) -> None:
+    """A pool of processes, and a handler that blocks: the worker is killed, and its pool with it."""
+    it, source = edited
+    it.wait_ready()
+    source.write_text(POOLED)
+    pids = it.folder / "pooled"
+    wait_until(lambda: pids.exists() and it.lines(" ready in ")[1:], 15, "the pool is there")
+    (first,) = map(int, pids.read_text().split())
+    assert alive(first)
+    with begin(it.port, "/block"):
+        time.sleep(0.2)
+        source.write_text(POOLED + "# new\n")
+        it.wait_log(" ready in ", 3, within_s=20)
+        assert it.lines("did not leave in time")
+        wait_until(lambda: not alive(first), 10, "the old pool has gone")
     assert it.stop() == 0
 
 

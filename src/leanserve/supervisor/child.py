@@ -163,10 +163,18 @@ class Child:
             self.signal(DUMP_SIGNAL)
         self.signal(signal.SIGTERM)
 
-    def kill(self) -> None:
-        """SIGKILL: it had its time."""
+    def kill(self, *, with_family: bool = False) -> None:
+        """SIGKILL: it had its time.
+
+        Args:
+            with_family: what the application has started, too (pools of processes). They would live on with
+                the old code, and hold the port.
+        """
         self.machine.advance(ChildMove.KILL)
         self.kill_at_s = inf
+        for pid in _descend(self.pid) if with_family else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
@@ -282,3 +290,16 @@ def reap_strangers(ours: Collection[int]) -> None:
             os.waitpid(found.si_pid, os.WNOHANG)
     except ChildProcessError:
         pass  # none left
+
+
+def _descend(pid: int) -> list[int]:
+    """The processes below one, where the kernel tells (Linux)."""
+    found, level = [], [pid]
+    while level:
+        parent = level.pop()
+        found.append(parent)
+        with contextlib.suppress(OSError):  # one that ends meanwhile, or another system
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children", encoding="ascii") as file:
+                    level += map(int, file.read().split())
+    return found[1:]

@@ -228,7 +228,7 @@ class Supervisor:
         for child in list(self.crew.children.values()):
             if child.kill_at_s <= now:
                 logger.warning("worker %s did not leave in time: SIGKILL", child)
-                child.kill()
+                child.kill(with_family=self.watcher is not None)
         for slot in [slot for slot, when in self.start_at.items() if when <= now]:
             del self.start_at[slot]
             self.start(slot)
