@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 
 from harness import AnswerReader, Certificates, Serving, descendants, fetch, wait_until
+from supervised import APP, Supervised
 from ws_frames import CLOSE, parse
 
 Serve = Callable[..., Serving]
@@ -538,3 +539,45 @@ def test_tls_connections_leave_nothing(demands: Serve, loop: str, certificates: 
     for name in ("fds", "objects", "tasks"):
         assert after[name] <= before[name], (before, after)
     assert after["rss"] < before["rss"] * 1.1
+
+
+# Row 35: a TLS context of the operator's own
+
+_MAKES = """
+import os, ssl
+
+def make():
+    with open("made", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain("certificate.pem", "key.pem")
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+"""
+
+
+def test_a_context_is_made_in_each_worker(tmp_path: Path, certificates: Certificates) -> None:
+    """Row 35: by the factory that is named, in workers and their successors and nowhere else."""
+    (tmp_path / "makes.py").write_text(_MAKES)
+    (tmp_path / "served_app.py").write_text(APP)
+    for file in (certificates.certificate, certificates.key):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = {"workers": 2, "ssl_context_factory": "makes:make"}
+    client = certificates.client_context()
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    with Supervised("served_app:app", tmp_path, settings, entry="leanserve.worker.process:main") as it:
+        it.wait_ready(2)
+        old = it.pids()
+        it.send(signal.SIGHUP)
+        it.wait_ready(4)
+        wait_until(lambda: not old & it.pids(), 15, "the old ones leave")
+        with (
+            socket.create_connection(("127.0.0.1", it.port), 15) as raw,
+            client.wrap_socket(raw, server_hostname="localhost") as sock,
+        ):
+            assert sock.selected_alpn_protocol() == "http/1.1"
+            sock.sendall(get(b"/"))
+            assert sock.recv(1000).startswith(b"HTTP/1.1 200")
+        made = set(map(int, (tmp_path / "made").read_text().split()))
+        assert made == old | it.pids()
+        assert it.stop() == 0

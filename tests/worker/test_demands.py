@@ -566,6 +566,49 @@ def test_who_closes_and_when(loop: str, name: str, tls: bool, certificates: Cert
         assert {type(error) for error in app.errors} == {ClientDisconnected}
 
 
+# Rows 34 and 55: what the scopes of one connection have
+
+
+@both_transports
+def test_the_tls_of_a_connection_is_in_every_scope(loop: str, tls: bool, certificates: Certificates) -> None:
+    """Row 34: of requests and of a WebSocket, made once for the connection; without TLS there is none.
+    Row 55: each has its own shallow copy of the state."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            scope["state"]["model"] = []
+            await hello(scope, receive, send)
+            return
+        seen.append(scope["extensions"].get("tls"))
+        assert list(scope["state"]) == ["model"]
+        scope["state"]["own"] = 1
+        scope["state"]["model"].append(scope["type"])
+        if scope["type"] == "http":
+            await hello(scope, receive, send)
+        else:
+            await send({"type": "websocket.accept"})
+
+    async def main() -> None:
+        async with (
+            serving(app, **over(certificates, tls)) as worker,
+            stream(worker, certificates if tls else None) as (reader, writer),
+        ):
+            for _ in range(2):
+                writer.write(GET)
+                await reader.readuntil(b"hello")
+            writer.write(SHAKE)
+            assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+            assert worker.state == {"model": ["http", "http", "websocket"]}
+
+    run(loop, main)
+    if tls:
+        assert {type(each) for each in seen} == {dict}
+        assert len({id(each["server_cert"]) for each in seen}) == 1
+    else:
+        assert seen == [None] * 3
+
+
 # Row 31: send() to a client that has gone
 
 
