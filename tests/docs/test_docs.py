@@ -36,6 +36,8 @@ NOT_RUN = {
     "nginx": "run by tests/e2e/test_proxies.py",
     "haproxy": "run by tests/e2e/test_proxies.py",
     "yaml model.yaml": "run by tests/e2e/test_kubernetes.py",
+    "yaml prometheus.yml": "read by tests/e2e/test_prometheus.py",
+    "yaml leanserve.rules.yml": "read by tests/e2e/test_prometheus.py",
     "yaml adapter.yaml": "read by tests/e2e/test_kubernetes.py",
     "systemd sentiment.service": "looked at by tests/e2e/test_systemd.py",
     "systemd sentiment.socket": "looked at by tests/e2e/test_systemd.py",
