@@ -70,6 +70,7 @@ SYSTEM = {
     "haproxy": ("haproxy",),
     "systemd": ("systemd-socket-activate",),
     "faketime": ("faketime",),
+    "prometheus": ("promtool",),
 }
 
 
