@@ -64,8 +64,11 @@ def test_every_descriptor_is_named() -> None:
     def listeners(*numbers: int) -> dict[str, object]:
         return {"slots": [[number] for number in numbers], "shared": [sum(numbers) + 100], "files": []}
 
-    facts = {"channel": 3, "listeners": listeners(4, 5), "control": {"a": listeners(), "b": listeners(6)}}
-    assert sorted(_numbers(facts)) == [3, 4, 5, 6, 100, 106, 109]
+    facts = {
+        "channel": 3, "listeners": listeners(4, 5), "groups": [[5, 7, 4]],
+        "control": {"a": listeners(), "b": listeners(6)},
+    }  # fmt: skip
+    assert _numbers(facts) == [3, 4, 5, 6, 7, 100, 106, 109]
 
 
 def test_the_directory_is_the_shells_name_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ class Inheritance:
     Attributes:
         owner: the listeners are this supervisor's.
         control: what the other one's ``Control`` has exported.
+        groups: by port, what listened when this process was started, in the kernel's order.
     """
 
     def __init__(self, supervisor: Supervisor, environment: MutableMapping[str, str]) -> None:
@@ -56,6 +57,7 @@ class Inheritance:
         facts = _read(environment.pop(VARIABLE, ""))
         self.owner = not facts
         self.control: Mapping[str, Any] = facts.get("control", {})
+        self.groups: list[list[socket.socket]] = []
         self._facts = facts
         self._former_pid: int = facts.get("from", 0)
         self.channel: Channel | None = None
@@ -88,10 +90,27 @@ class Inheritance:
                     f"an upgrade keeps the addresses ({', '.join(before)}) and cannot change them to "
                     f"{', '.join(now)}: restart instead"
                 )
-            return open_listeners(listen, slots, self._facts["listeners"])
+            strangers = self._take_strangers(slots)
+            listeners = open_listeners(listen, slots, self._facts["listeners"])
         except (SettingsError, OSError) as error:
             self.tell_failure(str(error))
             raise
+        ours = {sock.fileno(): sock for slot in range(slots) for sock in listeners.sockets(slot)}
+        groups = self._facts.get("groups", [])
+        self.groups = [[strangers.get(number) or ours[number] for number in group] for group in groups]
+        return listeners
+
+    def _take_strangers(self, slots: int) -> dict[int, socket.socket]:
+        """Sockets that listen and will be none of ours, by their numbers here: as long as they do, they have
+        their places among the others."""
+        exported = self._facts["listeners"]["slots"]
+        ours = {number for slot in exported[:slots] for number in slot}
+        others = {number for slot in exported[slots:] for number in slot}  # of these a copy: they are closed
+        found = {}
+        for number in {number for group in self._facts.get("groups", []) for number in group} - ours:
+            os.set_inheritable(number, False)
+            found[number] = socket.socket(fileno=os.dup(number) if number in others else number)
+        return found
 
     def begin(self) -> None:
         """Say that this process hears orders, or that it is the server from its beginning."""
@@ -162,6 +181,7 @@ class Inheritance:
         self.owner = True
         self._supervisor.crew.scoreboard.tell_server(partner=0)
         self._supervisor.listeners.owns_files = True
+        self._supervisor.aim()  # before the other one sends workers away, and does so no more
         logger.info("upgrade: taken over from supervisor pid %d", self._former_pid)
         self._supervisor.control.open(self._supervisor.selector)
 

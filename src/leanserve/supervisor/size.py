@@ -63,7 +63,7 @@ class Size:
 
     def _close(self, slot: int) -> None:
         supervisor, listeners = self._supervisor, self._supervisor.listeners
-        supervisor.steering.aim(supervisor.slots)  # before its listeners drop what comes
+        supervisor.aim()  # before its listeners drop what comes
         supervisor.start_at.pop(slot, None)
         children = supervisor.crew.in_slot(slot)
         for child in children:

@@ -11,7 +11,7 @@ import logging
 import socket
 
 from leanserve.bpf import choose_listener
-from leanserve.listeners import Listeners
+from leanserve.listeners import Listener, Listeners
 from leanserve.supervisor.child import Child, ChildState
 from leanserve.supervisor.crew import Crew
 
@@ -27,14 +27,17 @@ class Steering:
         listeners: the sockets of all slots.
         crew: the workers.
         backlog: connections that each listener may queue.
+        groups: by port, what listens already, in the kernel's order; nothing when nothing does.
     """
 
-    def __init__(self, listeners: Listeners, crew: Crew, backlog: int) -> None:
+    def __init__(
+        self, listeners: Listeners, crew: Crew, backlog: int, groups: list[list[socket.socket]]
+    ) -> None:
         self._listeners = listeners
         self._crew = crew
         self._backlog = backlog
         # By port, in the kernel's order; None when it will not be steered.
-        self._groups: list[list[socket.socket]] | None = [[] for _ in range(listeners.ports)]
+        self._groups: list[list[socket.socket]] | None = groups or [[] for _ in range(listeners.ports)]
         self._aim: list[list[int]] = []
 
     def let_listen(self, child: Child, slots: int) -> None:
@@ -50,7 +53,6 @@ class Steering:
                     with contextlib.suppress(OSError):  # the worker meets the same error, and tells it
                         listener.listen(self._backlog)
                         begun.add(slot)
-                # Those that listen already are another supervisor's, and began in the same order.
                 group = self._groups[port] if self._groups and port < self._listeners.ports else None
                 if group is not None and listener not in group and _listens(listener):
                     group.append(listener)
@@ -84,6 +86,13 @@ class Steering:
         own = [sock.fileno() for sock in self._listeners.sockets(slot)[: self._listeners.ports]]
         if own:
             child.channel.send({"watch": slot}, own)
+
+    def export(self) -> list[list[int]]:
+        """The descriptors of what listens, for another supervisor: by port, in the kernel's order."""
+        groups = self._groups or []
+        for group in groups:
+            _settle(group)
+        return [[sock.fileno() for sock in group] for group in groups]
 
     def aim(self, slots: int) -> None:
         """Have the kernel choose among the slots that want connections. Cheap when nothing has changed."""
@@ -121,6 +130,8 @@ def _settle(group: list[socket.socket]) -> None:
     """As the kernel does: the last takes the place of one that has ceased to listen."""
     for place in range(len(group) - 1, -1, -1):
         if not _listens(group[place]):
+            if not isinstance(group[place], Listener):
+                group[place].close()  # of another supervisor's, and known here alone
             last = group.pop()
             if place < len(group):
                 group[place] = last

@@ -35,7 +35,7 @@ from leanserve.supervisor.size import Size
 from leanserve.supervisor.states import SupervisorMachine, SupervisorMove, SupervisorState
 from leanserve.supervisor.steering import Steering
 from leanserve.supervisor.template import Preload
-from leanserve.supervisor.upgrade import Upgrade
+from leanserve.supervisor.upgrade import Upgrade, UpgradeState
 
 if TYPE_CHECKING:
     from leanserve.supervisor.reload import Watcher
@@ -97,7 +97,8 @@ class Supervisor:
         self.size = Size(self)
         self.upgrade = Upgrade(self)
         self.notifier = Notifier(os.environ)
-        self.steering = Steering(self.listeners, self.crew, settings.listen.backlog)
+        backlog, groups = settings.listen.backlog, self.inheritance.groups
+        self.steering = Steering(self.listeners, self.crew, backlog, groups)
         self._preload = Preload(
             app, settings, self.crew, self.listeners.release, entry,
             start=self.start, roll=self.roll_workers, fail=self.deaths.cannot_start,
@@ -170,8 +171,7 @@ class Supervisor:
     def _wait(self) -> None:
         """One turn: sleep, then deal with what has come."""
         self._publish()
-        if self.machine.state is not SupervisorState.STOPPING and self.inheritance.owner:
-            self.steering.aim(self.slots)
+        self.aim()
         now = time.monotonic()
         times = [self.control.start_at_s, self._preload.start_at_s, self.upgrade.wake_at_s]
         times += [self._budget.next_s, self._hangs.look_at_s, self.notifier.next_s]
@@ -197,6 +197,12 @@ class Supervisor:
             elif key.fileobj is self.watcher and self.watcher is not None:
                 self._look_at_files(self.watcher)
         self._keep_times()
+
+    def aim(self) -> None:
+        """Have the kernel choose among our slots, while we are the server."""
+        serves = self.inheritance.owner and self.upgrade.machine.state is not UpgradeState.LEFT
+        if serves and self.machine.state is not SupervisorState.STOPPING:
+            self.steering.aim(self.slots)
 
     def _publish(self) -> None:
         """Say on the scoreboard what we know ourselves."""

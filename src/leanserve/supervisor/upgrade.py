@@ -183,6 +183,7 @@ class Upgrade:
             "channel": theirs.fileno(),
             "addresses": describe_addresses(supervisor.settings.listen),
             "listeners": supervisor.listeners.export(),
+            "groups": supervisor.steering.export(),
             "control": supervisor.control.export(),
         }
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
@@ -356,11 +357,11 @@ class Upgrade:
 
 
 def _numbers(facts: dict[str, Any]) -> list[int]:
-    """All descriptors that the facts name."""
-    found = [facts["channel"]]
+    """All descriptors that the facts name, each once."""
+    found = [facts["channel"], *(number for group in facts["groups"] for number in group)]
     for exported in (facts["listeners"], *facts["control"].values()):
         found += [*exported["shared"], *(number for slot in exported["slots"] for number in slot)]
-    return found
+    return sorted({*found})
 
 
 def _environment(facts: dict[str, Any]) -> dict[str, str]:

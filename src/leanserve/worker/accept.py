@@ -142,18 +142,19 @@ class Acceptor:
         """Whether accepted sockets are not connections yet: a PROXY header or a TLS handshake is awaited."""
         return bool(self._adopting)
 
-    async def close(self, keep: int = 0) -> None:
+    async def close(self, keep: int = 0, *, all_leave: bool = False) -> None:
         """Accept what the kernel has queued, then refuse: no client that got through is reset.
 
         Args:
             keep: how many of the listeners, the last ones, are only paused: others accept from them.
+            all_leave: so do all siblings, and nobody may be left who empties the queue of one that boots, or is
+                stuck.
 
         Closing a listener resets the connections in its queue. So new SYNs are dropped first (the client
         sends them again a second later, and is then refused), handshakes under way get time to end, the
         queue is emptied, and only then the socket stops listening.
         """
-        # When all leave, nobody else may be there who empties the queue of a sibling that boots, or is stuck.
-        siblings = [] if keep or self._wakeups is None else self._wakeups.hand_over()
+        siblings = self._wakeups.hand_over() if all_leave and self._wakeups is not None else []
         await self._settle()
         ours = self._listeners[: max(len(self._listeners) - max(keep, self._lent), 0)]
         filtered = False

@@ -33,10 +33,10 @@ __all__ = [
     "Orders",
     "describe_failure",
     "die_with_parent",
-    "kept_listeners",
     "loop_factory",
     "main",
     "main_of_spawned",
+    "obey_farewell",
     "prepare_signals",
     "tell_closed",
     "tell_full",
@@ -188,9 +188,10 @@ def tell_closed(channel: Channel) -> None:
     channel.send({"event": "closed"})
 
 
-def kept_listeners(order: str, spec: WorkerSpec, worker: Worker) -> int:
-    """From so many of its listeners, the last ones, somebody else goes on accepting after this order."""
-    return {"leave": spec.shared, "retire": len(worker.listeners)}.get(order, 0)
+async def obey_farewell(order: str, spec: WorkerSpec, worker: Worker) -> None:
+    """Drain the worker as the order to leave says: with it go its listeners, or its place alone."""
+    kept = {"leave": spec.shared, "retire": len(worker.listeners)}
+    await worker.drain(keep_listeners=kept.get(order, 0), all_leave=order not in kept)
 
 
 def tell_running(channel: Channel, ticket: object, running: list[dict[str, Any]], slot: int) -> None:
@@ -220,7 +221,7 @@ async def _serve(
     await worker.start(orders.wait_turn)
     channel.send({"event": "ready", "seconds": time.monotonic() - spec.born_s})
     order = await orders.wait_stop()
-    await worker.drain(keep_listeners=kept_listeners(order, spec, worker))
+    await obey_farewell(order, spec, worker)
 
 
 class Ordered(Protocol):

@@ -22,8 +22,8 @@ from leanserve.flight import FlightRecorder
 from leanserve.scoreboard import Lane
 from leanserve.worker.process import (
     Orders,
-    kept_listeners,
     loop_factory,
+    obey_farewell,
     tell_closed,
     tell_full,
     tell_running,
@@ -97,7 +97,7 @@ class _Loop(threading.Thread):
         await self._worker.start(self._wait_turn)
         self._in_main(self.ready.set_result, None)
         order = await self._order
-        await self._worker.drain(keep_listeners=kept_listeners(order, spec, self._worker))
+        await obey_farewell(order, spec, self._worker)
 
     async def _wait_turn(self) -> None:
         self._in_main(self.loaded.set_result, None)

@@ -252,19 +252,20 @@ class Worker:
         """Wait for nothing any more: :meth:`drain` cuts what still runs and returns soon."""
         self._hurry.set()
 
-    async def drain(self, *, keep_listeners: int = 0) -> None:
+    async def drain(self, *, keep_listeners: int = 0, all_leave: bool = False) -> None:
         """Finish what runs, then stop. The lifespan shutdown always runs.
 
         Args:
             keep_listeners: from so many of the listeners, the last ones, somebody else goes on accepting
                 (a successor in the slot, the workers of other slots).
+            all_leave: the workers of other slots are told to leave, too.
         """
         drain = self.settings.drain
         self._enter(WorkerMove.DRAIN)
         self.shutdown["event"].set()
         try:
             await self._pause(drain.pre_stop_delay)
-            await self._stop_accepting(keep_listeners)
+            await self._stop_accepting(keep_listeners, all_leave)
             for connection in list(self.connections):
                 connection.drain()
             if not await self._wait_idle(drain.drain_timeout, hurry=True):
@@ -283,8 +284,8 @@ class Worker:
             self.hangups.close()
             self.hangups = None
 
-    async def _stop_accepting(self, keep_listeners: int) -> None:
-        await self._acceptor.close(keep_listeners)
+    async def _stop_accepting(self, keep_listeners: int, all_leave: bool) -> None:
+        await self._acceptor.close(keep_listeners, all_leave=all_leave)
         if self._on_closed is not None:
             self._on_closed()
         if self._handshaking or self._acceptor.busy:
