@@ -147,8 +147,8 @@ class Acceptor:
 
         Args:
             keep: how many of the listeners, the last ones, are only paused: others accept from them.
-            all_leave: so do all siblings, and nobody may be left who empties the queue of one that boots or is
-                stuck.
+            all_leave: so do all siblings, and nobody may be left who empties the queue of one that boots
+                or is stuck.
 
         Closing a listener resets the connections in its queue. So new SYNs are dropped first (the client
         sends them again a second later, and is then refused), handshakes under way get time to end, the
