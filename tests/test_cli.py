@@ -257,6 +257,17 @@ def test_port_taken() -> None:
     assert re.fullmatch(line, done.stderr), done.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there is no limit to set")
+def test_too_few_descriptors() -> None:
+    command = [sys.executable, "-m", "leanserve", "--port", "0", "--workers", "60"]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *command], capture_output=True, text=True, timeout=50,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert re.fullmatch("leanserve: Too many open files: .* raise the limit .*\n", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize(
     ("app", "source", "message"),
     [

@@ -5,6 +5,7 @@ Neither costs an event loop, TLS or an application.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -125,6 +126,8 @@ def main(args: Sequence[str] | None = None) -> None:
         code = _complain(str(error), 3, arguments)
     except (LeanserveError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            text += ": each worker takes some; raise the limit (ulimit -n, LimitNOFILE=)"
         code = _complain(text, 3, arguments)
     except KeyboardInterrupt:
         code = 130  # ^C before the supervisor took over the signals

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness import alive, free_port, listening_socket, wait_until
+from leanserve.worker.process import _first_of
 from supervised import APP, Supervised, begin, get
 
 Lab = Callable[..., Supervised]
@@ -78,6 +79,23 @@ BROKEN = {
     "signal": ("import os; os.kill(os.getpid(), 11)", 3, "SIGSEGV"),
     "os._exit": ("import os; os._exit(9)", 3, "exit code 9"),
 }
+
+
+def test_what_is_told_is_what_went_wrong_first() -> None:
+    """And not that a loop cannot be closed, since it could not be opened."""
+    first = OSError(24, "Too many open files")
+    with pytest.raises(RuntimeError) as caught:  # noqa: PT012 - the order is what it is about
+        try:
+            raise first
+        finally:
+            raise RuntimeError("cannot close")
+    assert _first_of(caught.value) is first
+    with pytest.raises(LookupError) as meant:  # noqa: PT012
+        try:
+            int("x")
+        except ValueError:
+            raise LookupError("what was meant to be told") from None
+    assert _first_of(meant.value) is meant.value
 
 
 @pytest.mark.parametrize("name", list(BROKEN))

@@ -92,9 +92,16 @@ def main(spec: WorkerSpec) -> int:
         _tell_failure(spec, str(error), traceback.format_exc())
         return _EXIT_SETTINGS if isinstance(error, SettingsError) else _EXIT_BOOT
     except Exception as error:  # noqa: BLE001 - one of the three named places: the worker's main
-        _tell_failure(spec, f"internal error: {error!r}", traceback.format_exc())
+        _tell_failure(spec, f"internal error: {_first_of(error)!r}", traceback.format_exc())
         return _EXIT_BUG
     return 0
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What went wrong first, where tidying up failed for the same reason."""
+    while error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__
+    return error
 
 
 def main_of_spawned(fd: int) -> int:
