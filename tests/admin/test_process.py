@@ -448,3 +448,20 @@ def test_prometheus_client_is_told_of_the_dead(
         left = {path.name for path in folder.iterdir()}
         assert left == {f"gauge_livesum_{other}.db", f"counter_{victim}.db"}
         assert it.stop() == 0
+
+
+def test_prometheus_client_is_told_of_dead_templates(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gauge that is set by the import would count for ever."""
+    folder = tmp_path / "gauges"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    with lab(admin=None, preload=True) as it:
+        it.wait_ready()
+        (pid,) = (int(each) for each in re.findall(r"template \(pid (\d+)\) has imported", it.log))
+        gauge = folder / f"gauge_livesum_{pid}.db"
+        gauge.touch()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not gauge.exists(), 10, "its gauge is gone")
+        assert it.stop() == 0

@@ -102,6 +102,7 @@ class Supervisor:
         self._preload = Preload(
             app, settings, self.crew, self.listeners.release, entry,
             start=self.start, roll=self.roll_workers, fail=self.deaths.cannot_start,
+            note_death=self.control.note_death,
         )  # fmt: skip
         self._hangs = Hangs(self.crew)
         self.selector = selectors.DefaultSelector()

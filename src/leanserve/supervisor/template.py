@@ -135,6 +135,7 @@ class Preload:
         start: starts a worker in a slot.
         roll: replaces all workers, as there is a new template.
         fail: the first template cannot be made: (why, trace, exit code).
+        note_death: is told the pid of each that has ended.
 
     Attributes:
         start_at_s: when the next template is to be made; monotonic seconds, inf for not at all.
@@ -144,6 +145,7 @@ class Preload:
     def __init__(
         self, app: Any, settings: Settings, crew: Crew, release: Callable[[], None], entry: str, *,
         start: Callable[[int], None], roll: Callable[[], None], fail: Callable[[str, str, int], None],
+        note_death: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._on = settings.pool.preload
         self._app = app
@@ -154,6 +156,7 @@ class Preload:
         self._start_worker = start
         self._roll = roll
         self._fail = fail
+        self._note_death = note_death
         self._restarts = Restarts(settings.crash)
         self._templates: list[Template] = []
         self._current: Template | None = None
@@ -227,6 +230,7 @@ class Preload:
             code = template.wait()
             if code is not None:
                 self._templates.remove(template)
+                self._note_death(template.pid)
                 with contextlib.suppress(EOFError):
                     template.hear()  # its last words
                 self._forget(template)
