@@ -187,7 +187,7 @@ def test_the_life_of_a_pod(pod: Pod) -> None:
     wait_until(lambda: pod.probe("startup") == 200, min(limit_s, 30), f"it starts\n{pod.log}")
     wait_until(lambda: pod.probe("readiness") == 200, 10, "it is ready")
     workers = settings().pool.workers
-    wait_until(lambda: pod.log.count(" ready in ") == workers, 20, "all workers are")  # one that boots just ends
+    wait_until(lambda: pod.log.count(" ready in ") == workers, 20, "all are")  # one that boots just ends
     assert pod.probe("liveness") == 200
     assert pod.ask("http", "/") == 200
     slow: list[int] = []
