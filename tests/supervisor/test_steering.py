@@ -194,6 +194,18 @@ def test_a_worker_that_is_killed_while_it_drains(tmp_path: Path, loop: str) -> N
         assert server.wait_code(20) == 0
 
 
+def test_who_leaves_alone_leaves_the_queues_of_the_others(tmp_path: Path, loop: str) -> None:
+    with serve(tmp_path, workers=1, loop=loop) as server:
+        server.wait_ready(1)
+        for times in (1, 2, 3):
+            server.send(signal.SIGTTIN)
+            server.wait_ready(times + 1)
+            wait_until(lambda: len(takers(server.port, 40)) == 2, 20, "two workers")
+            server.send(signal.SIGTTOU)
+            server.wait_log("has left", times)
+            assert len(takers(server.port, 20)) == 1
+
+
 def test_slots_that_come_and_go_are_counted_as_the_kernel_does(tmp_path: Path) -> None:
     with serve(tmp_path, workers=2) as server:
         server.wait_ready(2)
