@@ -391,3 +391,20 @@ def test_listening_again_changes_nothing() -> None:
                 with copy.accept()[0] as accepted:
                     client.sendall(b"x")
                     assert accepted.recv(1) == b"x"
+
+
+def test_where_no_port_can_be_split_all_share_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A kernel without SO_REUSEPORT (some sandboxes): told once, and refused where it was asked for."""
+    monkeypatch.setattr(socket, "SO_REUSEPORT", 9999)  # which this kernel does not know
+    caplog.set_level("INFO", "leanserve")
+    with opened(3) as listeners:
+        assert not listeners.per_slot
+        assert listeners.sockets(0) == listeners.sockets(2)
+    assert "one listener per address: the kernel refuses SO_REUSEPORT" in caplog.text
+    with pytest.raises(SettingsError, match=r"refuses SO_REUSEPORT .*; use auto"):
+        open_listeners(ListenSettings(port=0, accept="per-worker"), 2)
+    caplog.clear()
+    with opened(1), opened(3, accept="shared"):
+        assert not caplog.text

@@ -1,12 +1,13 @@
 """Bound sockets: from the words of the operator to one set of listeners per worker slot.
 
 Sockets are bound here, at start, so that a port clash is told early. They begin to listen later, when the
-first worker of a slot is ready: until then a TCP probe is refused, which is the truth.
+first worker is up: until then a TCP probe is refused, which is the truth.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import stat
@@ -29,6 +30,8 @@ __all__ = [
     "parse_address",
     "parse_addresses",
 ]
+
+logger = logging.getLogger("leanserve")
 
 
 class Listener(socket.socket):
@@ -260,23 +263,38 @@ def open_listeners(
         OSError: the kernel refused to bind, with a message that says what to do.
     """
     addresses = parse_addresses(listen)
-    can_split = sys.platform.startswith("linux")
+    why_shared = _why_shared()
     if listen.accept == "per-worker":
         odd = next((a for a in addresses if not isinstance(a, TcpAddress)), None)
-        if odd is not None or not can_split:
-            raise SettingsError(f"accept=per-worker needs TCP on Linux, not {odd or sys.platform}; use auto")
+        if odd is not None or why_shared:
+            why = why_shared or f"{odd} is none"
+            raise SettingsError(f"accept=per-worker needs TCP on Linux, and {why}; use auto")
+    if listen.accept == "auto" and why_shared and slots > 1:
+        logger.info("all workers accept from one listener per address: %s", why_shared)
     listeners = Listeners() if exported is None else Listeners.adopt(exported, slots)
     listeners.owns_files = exported is None
     try:
         for address in addresses:
             if exported is None or isinstance(address, FdAddress):
-                listeners._open(address, listen, can_split and listen.accept != "shared")
+                listeners._open(address, listen, not why_shared and listen.accept != "shared")
         for slot in range(1, slots):
             listeners.open_slot(slot)
     except (OSError, SettingsError):
         listeners.close()
         raise
     return listeners
+
+
+def _why_shared() -> str:
+    """Why workers cannot have a listener each on one port; "" when they can."""
+    if not sys.platform.startswith("linux"):
+        return f"{sys.platform} spreads no connections over the listeners of a port"
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        return f"the kernel refuses SO_REUSEPORT ({error.strerror})"
+    return ""
 
 
 def _resolve(address: TcpAddress) -> list[tuple[int, tuple[Any, ...]]]:
