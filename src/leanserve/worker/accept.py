@@ -99,17 +99,17 @@ class Acceptor:
             # The loop closes what it is given; the slot's socket has to outlive this worker.
             sock = listener.dup()
             self._servers.append(await self._serve(sock, is_shared=index >= self._own))
-            opened.append(sock.fileno())
+            opened.append(sock)
         if self._wakeups is not None:
             await self._wakeups.begin(opened, self._take)
 
     async def _serve(self, sock: socket.socket, *, is_shared: bool) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        factory, backlog, fd, wakeups = self._factory, self._backlog, sock.fileno(), self._wakeups
+        factory, backlog, wakeups = self._factory, self._backlog, self._wakeups
         if wakeups is not None and is_shared:
 
             def factory() -> asyncio.Protocol:
-                wakeups.rotate(fd)
+                wakeups.rotate(sock)
                 return self._factory()
 
         if wakeups is not None and isinstance(loop, asyncio.SelectorEventLoop) and isinstance(sock, Listener):

@@ -43,27 +43,29 @@ class Wakeups:
         self.is_willing = True
         self._siblings: dict[int, list[socket.socket]] = {}
         self._epoll: select.epoll | None = None
-        self._own: list[int] = []
+        self._own: list[socket.socket] = []
         self._take: Callable[[socket.socket, Any], None] | None = None
         self._noticed: dict[int, None] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._resting: set[int] = set()
+        self._resting: set[socket.socket] = set()
         self._away = False
 
-    async def begin(self, own: Sequence[int], take: Callable[[socket.socket, Any], None]) -> None:
+    async def begin(
+        self, own: Sequence[socket.socket], take: Callable[[socket.socket, Any], None]
+    ) -> None:
         """Take the place.
 
         Args:
-            own: descriptors that the event loop accepts from.
+            own: sockets that the event loop accepts from.
             take: called with each connection from a sibling's queue and the name of its peer.
         """
         self._take = take
         self._epoll = epoll_of(asyncio.get_running_loop())
         if self._epoll is not None:
-            for fd in own:
-                if await self._make_exclusive(fd, select.EPOLLIN):
-                    self._own.append(fd)
+            for sock in own:
+                if await self._make_exclusive(sock, select.EPOLLIN):
+                    self._own.append(sock)
 
     def watch(self, slot: int, fds: Sequence[int]) -> None:
         """Wait for the queues of a sibling, from the end of the row: its worker is new, or its listeners are.
@@ -88,24 +90,24 @@ class Wakeups:
                 loop.add_reader(listener.fileno(), self._notice, slot)
                 # Edge-triggered: we are told of a connection once, and do not turn around while its owner has
                 # time.
-                await self._make_exclusive(listener.fileno(), select.EPOLLIN | select.EPOLLET)
+                await self._make_exclusive(listener, select.EPOLLIN | select.EPOLLET)
                 if self._away and self._epoll is not None:
-                    _forget(self._epoll, listener.fileno())
+                    _forget(self._epoll, listener)
 
-    def rotate(self, fd: int) -> None:
+    def rotate(self, sock: socket.socket) -> None:
         """A connection came from a queue that all have in common: the others have their turns before us, and
         some of ours pass, in which its request may begin and keep us busy."""
-        if self._epoll is not None and not self._away and fd in self._own:
-            _forget(self._epoll, fd)
-            self._resting.add(fd)
-            self._rest(fd, _REST_TURNS)
+        if self._epoll is not None and not self._away and sock in self._own:
+            _forget(self._epoll, sock)
+            self._resting.add(sock)
+            self._rest(sock, _REST_TURNS)
 
-    def _rest(self, fd: int, turns: int) -> None:
+    def _rest(self, sock: socket.socket, turns: int) -> None:
         if turns:
-            asyncio.get_running_loop().call_soon(self._rest, fd, turns - 1)
-        elif fd in self._resting:
-            self._resting.remove(fd)
-            self._renew([fd], select.EPOLLIN)
+            asyncio.get_running_loop().call_soon(self._rest, sock, turns - 1)
+        elif sock in self._resting:
+            self._resting.remove(sock)
+            self._renew([sock], select.EPOLLIN)
 
     def look(self, slot: int) -> None:
         """The worker of a slot has died; it may have been woken for connections that it never took."""
@@ -150,14 +152,14 @@ class Wakeups:
         """Wait for connections no longer, until :meth:`come_back`."""
         if self._epoll is not None and not self._away:
             self._away = True
-            for fd in (*self._own, *self._all_siblings()):
-                _forget(self._epoll, fd)
+            for sock in (*self._own, *self._all_siblings()):
+                _forget(self._epoll, sock)
 
     def come_back(self) -> None:
         """Wait for connections again."""
         if self._epoll is not None and self._away:
             self._away = False
-            self._renew([fd for fd in self._own if fd not in self._resting], select.EPOLLIN)
+            self._renew([sock for sock in self._own if sock not in self._resting], select.EPOLLIN)
             self._renew(self._all_siblings(), select.EPOLLIN | select.EPOLLET)
 
     def close(self) -> None:
@@ -211,34 +213,34 @@ class Wakeups:
                 return True
         return False
 
-    def _all_siblings(self) -> list[int]:
-        return [sock.fileno() for listeners in self._siblings.values() for sock in listeners]
+    def _all_siblings(self) -> list[socket.socket]:
+        return [sock for listeners in self._siblings.values() for sock in listeners]
 
-    def _renew(self, fds: Sequence[int], events: int) -> None:
+    def _renew(self, socks: Sequence[socket.socket], events: int) -> None:
         """Go to the end of the row. A queue that is not empty is told of again."""
         if self._epoll is not None and not self._away:
-            for fd in fds:
-                _forget(self._epoll, fd)
-                self._epoll.register(fd, events | select.EPOLLEXCLUSIVE)
+            for sock in socks:
+                _forget(self._epoll, sock)
+                self._epoll.register(sock.fileno(), events | select.EPOLLEXCLUSIVE)
 
-    async def _make_exclusive(self, fd: int, events: int) -> bool:
-        """Put the loop's own interest in `fd` in the row of those of whom one is woken."""
+    async def _make_exclusive(self, sock: socket.socket, events: int) -> bool:
+        """Put the loop's own interest in `sock` in the row of those of whom one is woken."""
         for _ in range(_TURNS):
-            if self._epoll is None:
+            if self._epoll is None or sock.fileno() < 0:
                 return False
-            if _forget(self._epoll, fd):
-                self._epoll.register(fd, events | select.EPOLLEXCLUSIVE)
+            if _forget(self._epoll, sock):
+                self._epoll.register(sock.fileno(), events | select.EPOLLEXCLUSIVE)
                 return True
             await asyncio.sleep(0)
-        logger.debug("descriptor %d is not in the event loop's epoll", fd)
+        logger.debug("%r is not in the event loop's epoll", sock)
         return False
 
 
-def _forget(epoll: select.epoll, fd: int) -> bool:
+def _forget(epoll: select.epoll, sock: socket.socket) -> bool:
     try:
-        epoll.unregister(fd)
-    except OSError:
-        return False  # it is not there
+        epoll.unregister(sock.fileno())
+    except (OSError, ValueError):
+        return False  # it is not there, or closed
     return True
 
 
