@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
     install_autobahn()
     install_system()
     passed = [run(name, command) for name, command in GATES.items()]
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT, check=False)
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=30", *arguments], cwd=ROOT, check=False)
     return tests.returncode or (0 if all(passed) else 1)
 
 
