@@ -112,7 +112,8 @@ def main(arguments: list[str]) -> int:
     install_autobahn()
     install_system()
     passed = [run(name, command) for name, command in GATES.items()]
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=30", *arguments], cwd=ROOT, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=30", *arguments]
+    tests = subprocess.run(command, cwd=ROOT, check=False)
     return tests.returncode or (0 if all(passed) else 1)
 
 
