@@ -99,6 +99,22 @@ def test_a_shared_queue_is_served_in_turns(tmp_path: Path, loop: str) -> None:
         assert max(shares.values()) - min(shares.values()) < 20
 
 
+def test_long_requests_that_come_all_at_once_are_shared_out(tmp_path: Path, loop: str) -> None:
+    """Eight connections stand in the shared queue before the first request is sent."""
+    with serve(tmp_path, workers=2, loop=loop, accept="shared") as server:
+        server.wait_ready(2)
+        for _ in range(3):
+            clients = [socket.create_connection(("127.0.0.1", server.port), 15) for _ in range(8)]
+            for client in clients:
+                client.sendall(b"GET /block?0.3 HTTP/1.1\r\nhost: a\r\n\r\n")
+            shares: Counter[bytes] = Counter()
+            for client in clients:
+                with client:
+                    client.settimeout(20)
+                    shares[client.recv(1000).rsplit(b"\n")[-1]] += 1
+            assert sorted(shares.values()) in ([4, 4], [3, 5])
+
+
 def test_who_loads_gets_nothing_until_it_is_ready(
     tmp_path: Path, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -329,3 +330,24 @@ def test_start_methods(lab: Lab, method: str) -> None:
             it.wait_ready(3)
             assert get(port)
             assert it.stop() == 0
+
+
+def test_orphans_cut_no_request_that_came_late(tmp_path: Path) -> None:
+    """When the supervisor is killed, who is idle may still bring a request, but not in the last moment."""
+    (tmp_path / "app.py").write_text(APP)
+    settings = {"workers": 2, "drain_idle_timeout": 1.0}
+    with Supervised("app:app", tmp_path, settings, entry="leanserve.worker.process:main") as server:
+        server.wait_ready(2)
+        clients = [socket.create_connection(("127.0.0.1", server.port), 15) for _ in range(60)]
+        answers = []
+        os.kill(server.pid, signal.SIGKILL)
+        for client in clients:  # within 0.6 seconds and more: some come when the time is over
+            time.sleep(0.01)
+            with contextlib.suppress(OSError):
+                client.sendall(b"GET /wait?0.03 HTTP/1.1\r\nhost: a\r\n\r\n")
+        for client in clients:
+            with client, contextlib.suppress(OSError):
+                client.settimeout(15)
+                answers.append(client.recv(1000)[:12])
+        assert set(answers) <= {b"HTTP/1.1 200", b""}
+        assert answers.count(b"HTTP/1.1 200") > 5

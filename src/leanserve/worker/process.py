@@ -46,6 +46,8 @@ logger = logging.getLogger("leanserve")
 
 # Without the supervisor there is nobody to drain for: what can be finished in this time is.
 _ORPHAN_HURRY_S = 0.5
+# A request that comes at the end of it would be cut, so the last ones may come before that.
+_ORPHAN_IDLE_S = 0.2
 _ORPHAN_EXIT_S = 1.8
 
 # A SIGTERM may be meant for this worker alone, or have gone to the whole group (systemd does that); in the
@@ -237,6 +239,9 @@ class Ordered(Protocol):
     def hurry(self) -> None:
         """Wait for nothing any more."""
 
+    def limit_idle(self, seconds: float) -> None:
+        """In a drain, wait no longer than this for requests that may be on their way."""
+
     def list_running(self, ticket: object) -> None:
         """Tell what is at work."""
 
@@ -257,6 +262,7 @@ class _Single:
         self._worker = worker
         self._spec = spec
         self.hurry = worker.hurry
+        self.limit_idle = worker.limit_idle
         self.watch = wakeups.watch
         self.look = wakeups.look
 
@@ -312,6 +318,7 @@ class Orders:
                     self._take(str(message.get("order")))
         except EOFError:
             self._loop.remove_reader(self._channel.fileno())
+            self._target.limit_idle(_ORPHAN_IDLE_S)
             self._take(_order_of_orphan(self._slot, self._lane))
             self._loop.call_later(_ORPHAN_HURRY_S, self._target.hurry)
 

@@ -131,6 +131,10 @@ class _Loop(threading.Thread):
         """The worker of a slot has died."""
         self._call(self._wakeups.look, slot)
 
+    def limit_idle(self, seconds: float) -> None:
+        """In a drain, wait no longer than this for requests that may be on their way."""
+        self._call(lambda: self._worker.limit_idle(seconds))
+
     def _take(self, order: str) -> None:
         if order == "hurry":
             self._worker.hurry()
@@ -172,6 +176,10 @@ class _Crowd:
     def hurry(self) -> None:
         for loop in self.loops:
             loop.take("hurry")
+
+    def limit_idle(self, seconds: float) -> None:
+        for loop in self.loops:
+            loop.limit_idle(seconds)
 
     def list_running(self, ticket: object) -> None:
         """One answer for each loop, so that one that is stuck holds up no other."""

@@ -26,8 +26,8 @@ logger = logging.getLogger("leanserve")
 # From being woken for a sibling's connection to taking it. One that was only about to take it has taken it by
 # then, which keeps a burst of connections where the kernel has put it; one that runs a model has not.
 _LOOK_AFTER_S: Final = 0.002
-# From accept() to the first step of the application: the request is read, then its task runs.
-_REST_TURNS: Final = 3
+# From accept() to the beginning of the request, if it comes at once; who sends none is not waited for.
+_REST_S: Final = 0.001
 # The loop hands a new descriptor to its epoll at its next turn.
 _TURNS: Final = 5
 
@@ -49,6 +49,7 @@ class Wakeups:
         self._looking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._resting: set[socket.socket] = set()
+        self._rest_end: asyncio.TimerHandle | None = None
         self._away = False
 
     async def begin(
@@ -96,18 +97,30 @@ class Wakeups:
 
     def rotate(self, sock: socket.socket) -> None:
         """A connection came from a queue that all have in common: the others have their turns before us, and
-        some of ours pass, in which its request may begin and keep us busy."""
+        we rest until its request has begun, which may keep us busy."""
         if self._epoll is not None and not self._away and sock in self._own:
             _forget(self._epoll, sock)
             self._resting.add(sock)
-            self._rest(sock, _REST_TURNS)
+            if self._rest_end is None:
+                self._rest_end = asyncio.get_running_loop().call_later(_REST_S, self._end_rest)
 
-    def _rest(self, sock: socket.socket, turns: int) -> None:
-        if turns:
-            asyncio.get_running_loop().call_soon(self._rest, sock, turns - 1)
-        elif sock in self._resting:
-            self._resting.remove(sock)
-            self._renew([sock], select.EPOLLIN)
+    def _end_rest(self) -> None:
+        if self._rest_end is not None:
+            self._rest_end.cancel()
+            self._rest_end = None
+        rested = list(self._resting)
+        self._resting.clear()
+        self._renew(rested, select.EPOLLIN)
+
+    def note_calls(self, app: App) -> App:
+        """The application; its call ends our rest, but for its first step: who computes in it stays away."""
+
+        async def noted(scope: Any, receive: Any, send: Any) -> None:
+            if self._resting:
+                asyncio.get_running_loop().call_soon(self._end_rest)
+            await app(scope, receive, send)
+
+        return noted
 
     def look(self, slot: int) -> None:
         """The worker of a slot has died; it may have been woken for connections that it never took."""
@@ -164,9 +177,10 @@ class Wakeups:
 
     def close(self) -> None:
         """Leave the rows for good."""
-        if self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+        for timer in (self._looking, self._rest_end):
+            if timer is not None:
+                timer.cancel()
+        self._looking = self._rest_end = None
         for slot in list(self._siblings):
             self._drop(slot)
         self._own.clear()

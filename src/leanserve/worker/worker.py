@@ -176,6 +176,8 @@ class Worker:
         self.tls = build_context(settings.tls)
         below = settings.listen.accept_below
         self._wakeups = Wakeups() if wakeups is None and below is not None else wakeups
+        if self._wakeups is not None and shared:
+            self.app = self._wakeups.note_calls(self.app)
         if self._wakeups is not None and below is not None:
             self.app = self._wakeups.guard(self.app, below)
         self._on_wants = on_wants
@@ -247,6 +249,11 @@ class Worker:
         self._tick()
         if self._watchdog is not None:
             self._watchdog.start()
+
+    def limit_idle(self, seconds: float) -> None:
+        """In a drain, wait no longer than this for requests that may be on their way."""
+        idle_s = self.settings.drain.drain_idle_timeout
+        self.settings = self.settings.replace(drain_idle_timeout=min(idle_s, seconds))
 
     def hurry(self) -> None:
         """Wait for nothing any more: :meth:`drain` cuts what still runs and returns soon."""
