@@ -200,8 +200,10 @@ class Upgrade:
     def _execute(self, facts: dict[str, Any], mask: set[Any]) -> None:
         """In the child: become the new supervisor. Does not return."""
         try:
-            for name in _IGNORED_AT_START:
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+            # Our handlers would take a signal that has come by now, and forget it with the execution.
+            for handled in HANDLED:
+                ignored = handled.name in _IGNORED_AT_START
+                signal.signal(handled, signal.SIG_IGN if ignored else signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             environment = _environment(facts)
             for number in (*_numbers(facts), *(number for number, _ in passed_sockets(environment))):
