@@ -157,12 +157,9 @@ class Worker:
             tell_certificate(self, settings.tls)
         self.limits_running = settings.admission.max_concurrent_requests is not None
         self.admission: Admission | None = None
-        if self.limits_running:
-            slots, places = make_slots(settings.admission, lane, token_fds)
-            self.admission = Admission(
-                settings.admission, slots, places, root_path=self.root_path, on_refused=self._count_refused
-            )
-        self.app = app if self.admission is None else self.admission.guard(app)
+        self._wakeups = wakeups
+        self._shared = shared
+        self.app = self._guarded(app, token_fds)
         self._lifetime = Lifetime(settings.recycle, on_full) if has_end(settings.recycle) else None
         admin = settings.admin
         self._probes = Probes(admin, self._why_not_ready) if admin.health_path or admin.ready_path else None
@@ -174,15 +171,8 @@ class Worker:
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
         self.tls = build_context(settings.tls)
-        below = settings.listen.accept_below
-        self._wakeups = Wakeups() if wakeups is None and below is not None else wakeups
-        if self._wakeups is not None and shared:
-            self.app = self._wakeups.note_calls(self.app)
-        if self._wakeups is not None and below is not None:
-            self.app = self._wakeups.guard(self.app, below)
         self._on_wants = on_wants
         self._on_closed = on_closed
-        self._shared = shared
 
     loop: asyncio.AbstractEventLoop
     deadlines: Deadlines
@@ -196,6 +186,24 @@ class Worker:
     _tick_due_ns = sys.maxsize
     _app_says_no = ""  # why the application wants no requests
     _told: tuple[int, int] = (0, 0)  # declined heads and frames that a debug line has told of
+
+    def _guarded(self, app: App, token_fds: Sequence[tuple[int, int]]) -> App:
+        """The application as exchanges call it, behind what counts its calls, where something does."""
+        settings = self.settings
+        if self.limits_running:
+            slots, places = make_slots(settings.admission, self.lane, token_fds)
+            self.admission = Admission(
+                settings.admission, slots, places, root_path=self.root_path, on_refused=self._count_refused
+            )
+            app = self.admission.guard(app)
+        below = settings.listen.accept_below
+        if self._wakeups is None and below is not None:
+            self._wakeups = Wakeups()
+        if self._wakeups is not None and self._shared:
+            app = self._wakeups.note_calls(app)
+        if self._wakeups is not None and below is not None:
+            app = self._wakeups.guard(app, below)
+        return app
 
     def __repr__(self) -> str:
         counts = f"{len(self.connections)} connections, {len(self.running)} running"
