@@ -49,6 +49,13 @@ def test_path(raw: bytes, path: str) -> None:
     assert scope["http_version"] == "1.0"
 
 
+def test_an_application_cannot_change_the_request() -> None:
+    """Middleware writes into scope["headers"]; the same request may stand for the next head that is equal."""
+    headers = [(b"host", b"a")]
+    scope_of(headers=headers)["headers"].append((b"x-user", b"somebody"))
+    assert headers == [(b"host", b"a")]
+
+
 def test_root_path_is_a_prefix_of_path() -> None:
     """ASGI: "root_path ... same as SCRIPT_NAME"; since 2.3 it is included in path."""
     scope = scope_of(b"/a", root_path="/é")

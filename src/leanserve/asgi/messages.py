@@ -187,8 +187,8 @@ def request_scope(service: AppService, request: Request, constant: dict[str, Any
     scope["path"] = path
     scope["raw_path"] = raw_path
     scope["query_string"] = request.query
-    scope["headers"] = request.headers
     # Applications and middleware write into these.
+    scope["headers"] = request.headers.copy()
     scope["asgi"] = _ASGI.copy()
     scope["state"] = service.state.copy()
     scope["extensions"] = scope["extensions"].copy()

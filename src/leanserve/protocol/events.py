@@ -38,7 +38,7 @@ class Upgrade(IntEnum):
 
 @dataclass(slots=True)
 class Request:
-    """A complete request head that passed all checks.
+    """A complete request head that passed all checks. Nobody changes it: one may stand for many equal heads.
 
     Attributes:
         method: as sent (methods are case-sensitive, RFC 9110 section 9.1).

@@ -40,9 +40,10 @@ _KINDS = {
     **dict.fromkeys(TIMED, _TIMED),
 }
 
-# Parts of the names of fields with secrets: authorization, cookie, x-api-key, x-auth-token, ...
+# Parts of the names of fields with secrets: authorization, cookie, x-api-key, x-auth-token, ...; and of what
+# queries call them.
 _SECRET_WORDS = (
-    b"auth", b"cookie", b"key", b"token", b"secret", b"session", b"password", b"signature", b"credential",
+    b"auth", b"cookie", b"key", b"token", b"secret", b"session", b"password", b"sig", b"credential", b"code=",
 )  # fmt: skip
 # The same for values as a pattern, where they have their usual form; and what the deciding fields may say.
 _ANY_VALUE = rb"([\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*+)(?<![\t ])"
@@ -52,12 +53,12 @@ _VALUES = {
 _NO_FIELD = (b"(a line that is none)", _NEVER_PLAIN)
 _OPTIONS = (b"keep-alive", b"", b"close")
 _BODY, _NO_BODY, _NO_UPGRADE = BodyKind.LENGTH, BodyKind.NONE, Upgrade.NONE
-_CACHED_BLOCKS: Final = 256
-_SEEN_BLOCKS: Final = 1024
-_CACHED_BLOCK_BYTES: Final = 2048
+_CACHED_HEADS: Final = 256
+_SEEN_HEADS: Final = 1024
+_CACHED_HEAD_BYTES: Final = 2048
 _CACHED_NAMES: Final = 512
 _CACHED_NAME_BYTES: Final = 64
-# Shapes: of blocks that are in no table one in so many is looked at; names that come a second time within so
+# Shapes: of blocks that have none one in so many is looked at; names that come a second time within so
 # many looks become a shape. To make one takes as long as ten requests: no peer can have us do it often.
 _LOOK_EVERY: Final = 64
 _LOOKS: Final = 32
@@ -65,8 +66,9 @@ _SHAPES: Final = 8
 _SHAPE_FIELDS: Final = 32
 
 
-#: headers, keep_alive, body, content_length, forwarded and timed: what stands behind the first line.
-_Block = tuple[Headers, bool, BodyKind, int, bool, bool]
+#: headers, keep_alive, body, content_length, forwarded, timed and whether it has a secret: what stands behind
+#: the first line.
+_Block = tuple[Headers, bool, BodyKind, int, bool, bool, bool]
 
 
 class _Shape:
@@ -79,7 +81,7 @@ class _Shape:
         fields: name as sent, name in lower case, and kind, for each line.
     """
 
-    __slots__ = ("_connection", "_length", "_match", "_names", "_noted", "secret")
+    __slots__ = ("_connection", "_length", "_match", "_names", "_noted")
 
     def __init__(self, fields: Sequence[tuple[bytes, bytes, int]]) -> None:
         kinds = [kind for _, _, kind in fields]
@@ -88,8 +90,7 @@ class _Shape:
         self._names = [name for _, name, _ in fields]
         self._connection = kinds.index(_CONNECTION) if _CONNECTION in kinds else None
         self._length = kinds.index(_LENGTH) if _LENGTH in kinds else None
-        self._noted = (_FORWARDED in kinds, _TIMED in kinds)
-        self.secret = _SECRET in kinds
+        self._noted = (_FORWARDED in kinds, _TIMED in kinds, _SECRET in kinds)
 
     def read(self, block: bytes) -> _Block | None:
         """What the block says if it has this shape."""
@@ -104,7 +105,7 @@ class _Shape:
 
 
 class Recogniser:
-    """Recognises plain request heads. One per worker, for its tables of header blocks and shapes seen before.
+    """Recognises plain request heads. One per worker, for its tables of heads and shapes seen before.
 
     Attributes:
         recognised, declined: how many heads it took and left to h11.
@@ -112,14 +113,14 @@ class Recogniser:
     """
 
     __slots__ = (
-        "_blocks", "_looked_at", "_names", "_seen", "_settings", "_shapes", "_unlooked", "declined",
+        "_heads", "_looked_at", "_names", "_seen", "_settings", "_shapes", "_unlooked", "declined",
         "recognised", "why",
     )  # fmt: skip
 
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
-        # All lines behind the request line as one key: a client repeats them from request to request.
-        self._blocks: dict[bytes, _Block] = {}
+        # Whole heads: a client that asks for the same again sends the same bytes.
+        self._heads: dict[bytes, Request] = {}
         self._seen: set[int] = set()
         # And names as sent to names in lower case: they are few even where every value is new.
         self._names: dict[bytes, tuple[bytes, int]] = {}
@@ -132,27 +133,38 @@ class Recogniser:
         self.why = ""
 
     def recognise_request(self, head: bytes) -> Request | None:
-        """The request that a complete head (without its empty line) holds, or None when it is not plain."""
+        """The request that a complete head (without its empty line) holds, or None when it is not plain.
+
+        The same one for the same head: nobody changes a request.
+        """
+        request = self._heads.get(head) or self._read_head(head)
+        if request is None:
+            self.declined += 1
+        else:
+            self.recognised += 1
+        return request
+
+    def _read_head(self, head: bytes) -> Request | None:
         match = _REQUEST_LINE.match(head)
         if match is None or match.end() - 2 > self._settings.request_line_bytes:
             self.why = "the request line"
-        else:
-            lines = head[match.end() :]
-            block = self._blocks.get(lines) or self._read_block(lines)
-            if block is not None:
-                self.recognised += 1
-                method, path, query = match.groups(b"")
-                headers, keep_alive, body, length, forwarded, timed = block
-                # By position: names cost time.
-                return Request(
-                    method, path, query, "1.1", headers.copy(), keep_alive, body, length,
-                    False, _NO_UPGRADE, False, forwarded, timed,
-                )  # fmt: skip
-        self.declined += 1
-        return None
+            return None
+        block = self._read_block(head[match.end() :])
+        if block is None:
+            return None
+        method, path, query = match.groups(b"")
+        headers, keep_alive, body, length, forwarded, timed, secret = block
+        # By position: names cost time.
+        request = Request(
+            method, path, query, "1.1", headers, keep_alive, body, length, False, _NO_UPGRADE, False,
+            forwarded, timed,
+        )  # fmt: skip
+        if not secret:
+            self._keep(head, request)
+        return request
 
     def _read_block(self, block: bytes) -> _Block | None:
-        """Check every line; the limits too, so that a block from the table has passed them."""
+        """Check every line behind the first; the limits too: a head from the table has passed them."""
         if len(block) + 2 > self._settings.header_bytes:
             self._decline("the size of the header")
             return None
@@ -163,8 +175,6 @@ class Recogniser:
                 if shape is not shapes[0]:
                     shapes.remove(shape)
                     shapes.insert(0, shape)
-                if not shape.secret:
-                    self._keep(block, found)
                 return found
         return self._read_lines(block)
 
@@ -203,34 +213,34 @@ class Recogniser:
             self._decline("the field content-length")
             return None
         size = int(length or 0)
-        found_block = (
-            headers, option != b"close", _BODY if size else _NO_BODY, size, bool(noted[_FORWARDED]),
-            bool(noted[_TIMED]),
-        )  # fmt: skip
-        if not noted[_SECRET]:
-            self._keep(block, found_block)
         self._unlooked += 1
         if self._unlooked == _LOOK_EVERY:
             self._unlooked = 0
             self._look_at(lines)
-        return found_block
+        return (
+            headers, option != b"close", _BODY if size else _NO_BODY, size, bool(noted[_FORWARDED]),
+            bool(noted[_TIMED]), bool(noted[_SECRET]),
+        )  # fmt: skip
 
     def _decline(self, why: str) -> None:
         self.why = why
 
-    def _keep(self, block: bytes, found: _Block) -> None:
-        """Keep what is seen a second time; lines that differ with every request would push the others out."""
-        if len(block) > _CACHED_BLOCK_BYTES:
+    def _keep(self, head: bytes, request: Request) -> None:
+        """Keep what is seen a second time; heads that differ with every request would push the others out."""
+        if len(head) > _CACHED_HEAD_BYTES:
             return
-        number = hash(block)
+        number = hash(head)
         if number not in self._seen:
-            if len(self._seen) >= _SEEN_BLOCKS:
+            if len(self._seen) >= _SEEN_HEADS:
                 self._seen.clear()
             self._seen.add(number)
             return
-        if len(self._blocks) >= _CACHED_BLOCKS:
-            self._blocks.clear()
-        self._blocks[block] = found
+        query = request.query.lower()
+        if any(word in query for word in _SECRET_WORDS):
+            return
+        if len(self._heads) >= _CACHED_HEADS:
+            self._heads.clear()
+        self._heads[head] = request
 
     def _look_at(self, lines: Sequence[bytes]) -> None:
         """Learn the shape of a plain block when its names come again."""
