@@ -303,6 +303,11 @@ class SteppedLoop(FakeLoop):
         """A few turns of the loop: enough for whatever does not wait for something outside."""
         self.real.run_until_complete(self._turns())
 
+    def turn(self) -> None:
+        """One turn: what is ready now, and not what that makes ready."""
+        self.real.call_soon(self.real.stop)
+        self.real.run_forever()
+
     async def _turns(self) -> None:
         for _ in range(12):
             await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import weakref
@@ -47,8 +48,6 @@ class Held:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.sends.append(send)
-        import asyncio
-
         gate = asyncio.Event()
         self.events.append(gate)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -251,6 +250,147 @@ def test_a_pipelined_request_is_not_looked_at_before_its_turn(rig: Any) -> None:
     ok, refused = it.read()
     assert (ok.status, ok.body, refused.status) == (200, b"partlast", 400)
     assert it.phase is Phase.LINGERING
+
+
+def list_writes(it: Any) -> list[bytes]:
+    """From now on each write of the connection."""
+    writes: list[bytes] = []
+    write = it.transport.write
+
+    def note(data: bytes) -> None:
+        writes.append(data)
+        write(data)
+
+    it.transport.write = note
+    return writes
+
+
+@pytest.fixture
+def plain_rig() -> Iterator[Any]:
+    made: list[Rig] = []
+
+    def make(app: Any, **extra: Any) -> Rig:
+        made.append(Rig(app, **extra))
+        return made[-1]
+
+    yield make
+    for it in made:
+        assert not it.service.failures, it.service.failures
+        it.service.loop.close()
+
+
+async def by_path(scope: Any, receive: Any, send: Any) -> None:
+    """/wait answers in a later turn, /fail not at all, /stream in two pieces, /N with N bytes."""
+    path = scope["path"]
+    if path == "/wait":
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    if path == "/fail":
+        raise ValueError("on purpose")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if path == "/stream":
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        path += "b"
+    size = path[1:]
+    body = b"x" * int(size) if size.isdigit() else path.encode()
+    await send({"type": "http.response.body", "body": body})
+
+
+def get(path: bytes, method: bytes = b"GET") -> bytes:
+    return b"%b %b HTTP/1.1\r\nhost: a\r\n\r\n" % (method, path)
+
+
+@pytest.mark.fastpath
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_answers_that_are_ready_at_once_go_out_together(plain_rig: Any, count: int) -> None:
+    it = plain_rig(by_path)
+    writes = list_writes(it)
+    it.feed(b"".join(get(b"/a%d" % number) for number in range(count)), b"")  # twice as many turns
+    bodies = [response.body for response in it.read(*[b"GET"] * count)]
+    assert bodies == [b"/a%d" % number for number in range(count)]
+    assert len(writes) == 1
+    it.feed(get(b"/b"))
+    assert len(writes) == 2
+    assert it.connection.held == b""
+
+
+@pytest.mark.fastpath
+@pytest.mark.parametrize(
+    ("paths", "writes"),
+    [
+        ([b"/a", b"/wait", b"/b"], 2),
+        ([b"/a", b"/wait", b"/wait", b"/b"], 3),
+        ([b"/wait", b"/a", b"/b"], 1),
+        ([b"/a", b"/stream", b"/b"], None),
+        ([b"/a", b"/b", b"/fail"], None),
+        ([b"/1500", b"/1500", b"/1500", b"/1500"], 2),  # three are more than is held
+        ([b"/20000", b"/a", b"/b"], 2),
+    ],
+)
+def test_what_is_kept_back_is_bounded(plain_rig: Any, paths: list[bytes], writes: int | None) -> None:
+    """An answer is kept back for the next one, and for nothing else: never beyond the turn of the loop in
+    which that application is called, never for one that waits."""
+    it = plain_rig(by_path)
+    seen = list_writes(it)
+    it.transport.feed(b"".join(map(get, paths)))
+    for _ in range(30):
+        held = it.connection.held
+        it.service.loop.turn()
+        assert not held or it.connection.held != held
+        assert len(held) < 4096
+    bodies = [response.body for response in it.read()]
+    expected = {b"/stream": b"a/streamb", b"/fail": b"Internal Server Error"}
+    assert bodies == [
+        b"x" * int(path[1:]) if path[1:].isdigit() else expected.get(path, path) for path in paths
+    ]
+    assert writes is None or len(seen) == writes
+
+
+@pytest.mark.fastpath
+def test_no_answer_to_a_request_that_may_change_something_is_kept_back(plain_rig: Any) -> None:
+    it = plain_rig(by_path)
+    writes = list_writes(it)
+    it.feed(get(b"/a", b"POST") + get(b"/b", b"DELETE") + get(b"/c") + get(b"/d", b"PUT") + get(b"/e"))
+    assert [response.body for response in it.read(b"POST", b"DELETE", b"GET", b"PUT", b"GET")] == [
+        b"/a", b"/b", b"/c", b"/d", b"/e",
+    ]  # fmt: skip
+    assert len(writes) == 4
+
+
+@pytest.mark.parametrize(
+    ("behind", "status"),
+    [(b"\x00junk\r\n\r\n", 400), (get(b"/" + b"a" * 9000), 414), (b"GET / HTTP/3.0\r\n\r\n", 505)],
+)
+def test_what_is_kept_back_comes_before_a_refusal(rig: Any, behind: bytes, status: int) -> None:
+    it = rig(by_path)
+    it.feed(get(b"/a") + get(b"/b") + behind)
+    first, second, refused = it.read()
+    assert (first.body, second.body, refused.status) == (b"/a", b"/b", status)
+
+
+def test_what_is_kept_back_comes_before_an_interim_response(rig: Any) -> None:
+    it = rig(echo)
+    it.feed(GET + POST.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n"))
+    assert it.transport.wire.endswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+    it.feed(b"hello" + GET)
+    assert [response.interim for response in it.read(b"GET", b"POST", b"GET")] == [[], [100], []]
+
+
+LAST = b"GET /c HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("end", [b"GET / HT", b"\r\n", LAST])
+def test_what_is_kept_back_comes_before_an_end(rig: Any, end: bytes) -> None:
+    for turns in range(8):
+        it = rig(by_path)
+        it.transport.feed(get(b"/a") + get(b"/b") + end)
+        for _ in range(turns):
+            it.service.loop.turn()
+        if turns:
+            it.transport.feed_eof()
+        it.service.loop.run()
+        assert [response.body for response in it.read()][:2] == [b"/a", b"/b"]
+        assert it.connection.held == b""
 
 
 def test_pipelined_bytes_are_bounded(rig: Any) -> None:

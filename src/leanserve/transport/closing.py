@@ -36,8 +36,8 @@ class ClosingConnection(asyncio.Protocol):
     """What a connection knows, and the half of it that ends it; the other half reads and answers."""
 
     __slots__ = (
-        "__weakref__", "codec", "deadline", "endpoints", "exchange", "gate", "paused", "peer", "phase",
-        "queue_item", "reader_watch", "service", "transport", "tunnel", "unsent_bytes", "waits_for",
+        "__weakref__", "codec", "deadline", "endpoints", "exchange", "gate", "held", "paused", "peer",
+        "phase", "queue_item", "reader_watch", "service", "transport", "tunnel", "unsent_bytes", "waits_for",
         "yielded",
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class ClosingConnection(asyncio.Protocol):
         self.endpoints = endpoints
         self.phase = _OPENING
         self.gate = WriteGate(service.loop.call_soon)
+        self.held = b""  # answers that wait for the next one
         self.exchange: Exchange | None = None
         self.tunnel: Tunnel | None = None
         self.deadline = NEVER
@@ -106,6 +107,7 @@ class ClosingConnection(asyncio.Protocol):
                 tunnel.connection_lost(error)
             self.abort()
             return
+        self.write_held()
         if self.codec.response is None:
             headers = [*self.service.default_headers, *error.headers]
             self.transport.write(responses.encode_refusal(error.status, headers))
@@ -123,6 +125,7 @@ class ClosingConnection(asyncio.Protocol):
         """
         if self._advance(_FINISH) is not _LINGERING:
             return
+        self.write_held()
         self.unsent_bytes = unsent = self.transport.get_write_buffer_size()
         if not (linger or unsent or self.peer.tls):
             self.transport.close()  # and connection_lost is on its way: there is nothing to wait for
@@ -174,6 +177,13 @@ class ClosingConnection(asyncio.Protocol):
         """
         request = self.codec.request
         return request is not None and not (request.keep_alive or request.body or self.codec.buffer)
+
+    def write_held(self) -> None:
+        """Write the answers that wait for the next one."""
+        if self.held:
+            data, self.held = self.held, b""
+            if not self.transport.is_closing():
+                self.transport.write(data)
 
     def abort(self) -> None:
         """Close at once; what is unsent is dropped."""

@@ -41,6 +41,10 @@ _FIRST_BYTE, _HEAD, _BODY, _NEXT_REQUEST = Wait.FIRST_BYTE, Wait.HEAD, Wait.BODY
 # Of a body, in one turn of reading. Each read is one, but for a chunked body: there each chunk is.
 _PIECES_PER_TURN = 64
 _CHUNKED, _LENGTH = Framing.CHUNKED, Framing.LENGTH
+# Answers to pipelined requests go out together, up to so much, as long as each is there when the application
+# has been called and has not had to wait; what others write in the same turn of the loop waits as long. Those
+# to GET alone: no answer to a request that may have changed something is kept back.
+_HELD_BYTES = 4096
 # asyncio's own writelines never told its protocol to pause, whatever the peer left unread, from Python 3.12.0
 # until 3.12.9 and 3.13.2 (CVE-2024-12254).
 _WRITELINES_PAUSES = not (3, 12) <= sys.version_info < (3, 12, 9) and not (
@@ -84,6 +88,7 @@ class Connection(ClosingConnection):
     def eof_received(self) -> bool:
         """The peer has closed its side. True keeps ours open."""
         self.codec.eof = True
+        self.write_held()
         if self.codec.buffer:
             self._read_on()  # a pipelined request whose turn was to come next
         phase = self.phase
@@ -222,6 +227,7 @@ class Connection(ClosingConnection):
                 self.finish(linger=False)
             elif self.codec.eof and self.phase <= _LAST:
                 if not self.codec.request_ended:
+                    self.write_held()
                     self.transport.close()  # its end will never come; as eof_received has it closed
                 else:
                     self._wait(Wait.PROBE, PROBE_S)
@@ -261,8 +267,18 @@ class Connection(ClosingConnection):
             return False
         if close and self.phase is not _LAST:
             self._advance(PhaseMove.NO_MORE)
-        self.transport.write(data)
+        if self.held:
+            data, self.held = self.held + data, b""
+        if codec.buffer and request.method == b"GET" and len(data) < _HELD_BYTES:
+            self.held = data  # the next request is here: its answer may be ready in a moment
+        else:
+            self.transport.write(data)
         return True
+
+    def _end_hold(self, held: bytes) -> None:
+        """The application of the next request has been called, and has not answered at once."""
+        if self.held is held:
+            self.write_held()
 
     def send_response(
         self,
@@ -282,6 +298,7 @@ class Connection(ClosingConnection):
         assert codec.response is not None
         if codec.response.close:
             self._advance(PhaseMove.NO_MORE)
+        self.write_held()
         self.write_pieces(pieces, len(body), more=more)
 
     def send_piece(self, data: bytes) -> int:
@@ -331,6 +348,7 @@ class Connection(ClosingConnection):
 
     def send_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """An interim response: 100, 103; 101 only through :meth:`enter_tunnel`'s caller."""
+        self.write_held()
         self.transport.write(responses.encode_interim(status, headers))
         if status == 100 and not self.codec.request_ended and not self.paused:
             self._wait(_BODY, self.service.settings.request.body_timeout)
@@ -390,6 +408,8 @@ class Connection(ClosingConnection):
                 service.loop.call_soon(self._read_on)  # in which turn the call that has just answered is over
             else:
                 self._read_on()
+            if held := self.held:
+                service.loop.call_soon(self._end_hold, held)  # behind that application's first step
 
     # Tunnel
 
