@@ -10,8 +10,9 @@ from leanserve.errors import AppProtocolError, RemoteProtocolError
 from leanserve.protocol.deflate import negotiate_deflate
 from leanserve.protocol.events import Request, Upgrade
 from leanserve.protocol.fastframes import FrameRecogniser
+from leanserve.protocol.fastpath import PlainHead, ResponseEncoder
 from leanserve.protocol.http1 import Http1Codec
-from leanserve.protocol.responses import DefaultHeaders, check_headers
+from leanserve.protocol.responses import DefaultHeaders, Framing, check_headers
 from leanserve.protocol.websocket import Partial, WebSocketCodec, WebSocketEvent
 from leanserve.settings import HttpSettings
 
@@ -77,6 +78,35 @@ def planned_response(
         return None
     assert codec.response is not None
     return None if codec.response.fault else data
+
+
+#: Bytes of a head; framing, bytes still to come and close as it says them.
+Start = tuple[bytes, Framing, int, bool]
+
+
+def planned_start(request: Request, status: int, headers: Any, *, close: bool) -> Start | None:
+    """The same for a response whose body comes in pieces: its head."""
+    codec = Http1Codec(SETTINGS)
+    codec.request = request
+    try:
+        data = codec.encode_response(status, check_headers(headers), OURS, b"", more=True, close=close)
+    except AppProtocolError:
+        return None
+    head = codec.response
+    assert head is not None
+    return data, head.framing, head.left, head.close
+
+
+def plain_start(
+    encoder: ResponseEncoder, request: Request, status: int, plain: PlainHead, *, close: bool
+) -> Start | None:
+    """What the encoder makes of it."""
+    found = encoder.encode_start(request, status, plain, OURS, close)
+    if found is None:
+        return None
+    data, head = found
+    assert (head.status, head.fault) == (status, None)
+    return data, head.framing, head.left, head.close
 
 
 def new_websocket(

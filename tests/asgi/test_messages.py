@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from fakes import FakeService
 from leanserve.asgi.cancellation import cancel_task
 from leanserve.asgi.forwarded import TrustedProxies
-from leanserve.asgi.messages import call_app, connection_scope, is_disconnect, request_scope
+from leanserve.asgi.messages import connection_scope, is_disconnect, request_scope, run_app
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Headers, Request
 from leanserve.transport.peer import Peer
@@ -78,24 +79,55 @@ def test_a_trusted_proxy_decides_client_and_scheme(tls: Any, proto: bytes) -> No
     assert (other["client"], other["scheme"]) == (("10.0.0.1", 4000), "http" if tls is None else "https")
 
 
-def test_call_app() -> None:
+class Told:
+    """Notes what an exchange is told."""
+
+    def __init__(self) -> None:
+        self.task = None
+        self.told: list[Any] = []
+
+    async def receive(self) -> Any:
+        pass
+
+    async def send(self, message: Any) -> None:
+        pass
+
+    def app_returned(self, error: Any) -> None:
+        self.told.append(error)
+
+    def app_cancelled(self) -> None:
+        self.told.append("cancelled")
+
+    def app_ended(self) -> None:
+        self.told.append("ended")
+
+
+def test_an_exchange_is_told_how_its_application_ended() -> None:
+    def ended(app: Any) -> list[Any]:
+        async def main() -> None:
+            task = asyncio.ensure_future(run_app(exchange, app, {}))
+            await asyncio.sleep(0)
+            if not task.done():
+                task.cancel()
+            await task
+
+        exchange = Told()
+        asyncio.run(main())
+        return exchange.told
+
     async def fails(*args: Any) -> None:
         raise ValueError("x")
 
-    async def main() -> None:
-        assert await call_app(nothing, {}, nothing, nothing) is None  # type: ignore[arg-type]
-        assert isinstance(await call_app(fails, {}, nothing, nothing), ValueError)  # type: ignore[arg-type]
+    async def exits(*args: Any) -> None:
+        sys.exit(1)
 
-        async def stuck(*args: Any) -> None:
-            await asyncio.Event().wait()
+    async def stuck(*args: Any) -> None:
+        await asyncio.Event().wait()
 
-        task = asyncio.ensure_future(call_app(stuck, {}, nothing, nothing))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+    assert ended(nothing) == [None, "ended"]
+    assert list(map(type, ended(fails))) == [ValueError, str]
+    assert list(map(type, ended(exits))) == [SystemExit, str]
+    assert ended(stuck) == ["cancelled", "ended"]
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -8,7 +8,17 @@ from random import Random
 from typing import Any, NamedTuple, Self
 
 import corpus_reader
-from both_ways import OURS, SETTINGS, SMALL, cut, planned_response, read_requests, strict_request
+from both_ways import (
+    OURS,
+    SETTINGS,
+    SMALL,
+    cut,
+    plain_start,
+    planned_response,
+    planned_start,
+    read_requests,
+    strict_request,
+)
 from fuzz import Difference, Kind, less
 from leanserve.errors import AppProtocolError
 from leanserve.protocol.events import Request
@@ -433,7 +443,7 @@ _STATUSES = sorted(status for status in REASONS if status >= 200)
 
 
 class Responses(Kind[Response]):
-    """Whole responses, encoded in one step and planned."""
+    """Whole responses, and the heads of those in pieces, encoded in one step and planned."""
 
     name, number = "responses", 3
 
@@ -494,6 +504,11 @@ class Responses(Kind[Response]):
             found = self._encoder.encode(request, status, plain, body, OURS, close)
             if found is not None and found != expected:
                 raise Difference(found, expected)
+            start = plain_start(self._encoder, request, status, plain, close=close)
+            if start is not None:
+                expected_start = planned_start(request, status, headers, close=close)
+                if start != expected_start:
+                    raise Difference(start, expected_start)
         self.recognised += found is not None
         self.declined += found is None
 

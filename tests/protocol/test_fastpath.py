@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpus_reader
-from both_ways import OURS, SETTINGS, SMALL, planned_response, strict_request
+from both_ways import (
+    OURS,
+    SETTINGS,
+    SMALL,
+    plain_start,
+    planned_response,
+    planned_start,
+    strict_request,
+)
 from leanserve.protocol.events import Request
 from leanserve.protocol.fastpath import Recogniser, ResponseEncoder
 from leanserve.protocol.responses import check_headers
@@ -237,6 +245,10 @@ def responses_agree(request: Request, status: int, headers: Any, body: bytes, *,
             assert plain[2] == check_headers(headers)
             found = encoder.encode(request, status, plain, body, OURS, close)
         assert found is None or found == planned_response(request, status, headers, body, close=close)
+        if plain is not None:
+            start = plain_start(encoder, request, status, plain, close=close)
+            assert start is None or start == planned_start(request, status, headers, close=close)
+            assert start is not None or found is None, "what is plain as a whole is plain in pieces"
     return found is not None
 
 
@@ -296,6 +308,23 @@ def test_what_is_not_plain_in_a_response_is_declined(headers: Any) -> None:
 @pytest.mark.parametrize("status", [204, 205, 304, 299, 999])
 def test_a_status_with_rules_of_its_own_is_declined(status: int) -> None:
     assert not responses_agree(GET, status, [], b"hello", close=False)
+    encoder = ResponseEncoder(())
+    plain = encoder.check([])
+    assert plain is not None
+    assert encoder.encode_start(GET, status, plain, OURS, False) is None
+
+
+@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize(
+    "headers", [[], [(b"content-type", b"text/event-stream")], [(b"content-length", b"07")]]
+)
+def test_heads_of_plain_responses_in_pieces_are_encoded(headers: Any, close: bool) -> None:
+    encoder = ResponseEncoder(name for name, _ in OURS)
+    plain = encoder.check(headers)
+    assert plain is not None
+    start = plain_start(encoder, GET, 200, plain, close=close)
+    assert start is not None
+    assert start == planned_start(GET, 200, headers, close=close)
 
 
 @pytest.mark.parametrize("request_", [replace(GET, method=b"HEAD"), replace(GET, version="1.0")])

@@ -18,7 +18,7 @@ def test_open_is_the_absence_of_every_reason() -> None:
     moves = {
         "pause": gate.pause,
         "resume": gate.resume,
-        "rest": lambda: gate.spend(1 << 20),
+        "rest": lambda: [gate.spend(1 << 22), gate.spend(1 << 22)],
         "rested": lambda: [later.pop()() for _ in later[:1]],
     }
     for steps in itertools.product(moves, repeat=4):
@@ -59,7 +59,8 @@ def test_waiters_wake_when_the_last_reason_is_gone() -> None:
     async def main() -> None:
         gate = WriteGate(asyncio.get_running_loop().call_soon)
         gate.pause()
-        gate.spend(1 << 20)
+        gate.spend(1 << 22)
+        gate.spend(1 << 22)
         waiting = asyncio.ensure_future(gate.wait_open())
         await asyncio.sleep(0.01)
         assert not waiting.done()
@@ -86,8 +87,8 @@ def test_a_sender_that_never_has_to_wait_lets_others_run(size: int) -> None:
         sender = asyncio.ensure_future(send())
         for turn in range(2, 12):
             await asyncio.sleep(0)
-            assert writes <= turn * 64
-            assert writes * size <= turn * (1048576 + size)
+            assert writes <= turn * 66
+            assert writes * size <= turn * (4194304 + 2 * size)
         assert writes >= 5
         sender.cancel()
 
@@ -100,16 +101,25 @@ def test_without_a_loop_there_are_no_turns() -> None:
     assert gate.open
 
 
-def test_who_waits_for_something_else_begins_a_new_turn() -> None:
+def test_a_sender_that_gives_way_of_itself_is_never_kept_waiting() -> None:
+    async def main() -> None:
+        gate = WriteGate(asyncio.get_running_loop().call_soon)
+        for _ in range(1000):
+            gate.spend(20)
+            assert gate.open
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_half_a_turn_is_free() -> None:
     later: list[Callable[[], None]] = []
     gate = WriteGate(later.append)
-    for _ in range(100):
-        gate.spend(200_000)
+    for _ in range(2 * 33 - 1):
+        gate.spend(20)
         assert gate.open
-        gate.begin_turn()
-    while gate.open:
-        gate.spend(200_000)
-    gate.begin_turn()
-    assert not gate.open, "a rest that has begun is taken"
+    gate.spend(20)
+    assert not gate.open
+    assert len(later) == 1
     later.pop()()
     assert gate.open

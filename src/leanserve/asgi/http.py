@@ -16,10 +16,10 @@ from leanserve.asgi.messages import (
     AppService,
     ExchangeRecord,
     Message,
-    call_app,
     connection_scope,
     is_disconnect,
     request_scope,
+    run_app,
 )
 from leanserve.asgi.states import (
     BodyMachine,
@@ -33,7 +33,6 @@ from leanserve.asgi.timer import ExchangeTimer, find_timeout, too_late
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
 from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.responses import REASONS, Framing, check_headers, check_trailers
-from leanserve.tally import Tally
 from leanserve.transport.connection import Connection
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class HttpExchange:
         if service.times_requests or request.timed:
             app = self._start_timer(app)
         # A copy of the context that stood after the lifespan startup, never another request's.
-        self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
+        self.task = service.loop.create_task(run_app(self, app, scope), context=service.context.copy())
 
     def __repr__(self) -> str:
         return f"<HttpExchange {self.response.name} {self.body.name} {self.request.raw_path!r}>"
@@ -253,14 +252,16 @@ class HttpExchange:
         kind = message["type"]
         if state is _STREAMING and kind == "http.response.body" and message.get("more_body", False):
             data = message.get("body", b"")
-            if type(data) is bytes and (size := self.connection.send_piece(data)):
-                self.sent_bytes += size
+            gate = self.connection.send_piece(data) if type(data) is bytes else None
+            if gate is not None:
+                self.sent_bytes += len(data)
                 if self.timer is not None:
                     self.timer.piece_sent(data)
-                if self.service.tally is not None:
-                    self._count_gap(self.service.tally)
-                if not self.connection.gate.open:
-                    await self._wait(self.connection.gate.wait_open(), message)
+                if self.started:
+                    self._count_gap()
+                if gate.open:
+                    return
+                await self._wait(gate.wait_open(), message)
                 return
         if state >= _UNHEARD:
             self._send_unheard(message)
@@ -335,8 +336,8 @@ class HttpExchange:
                     return None
             self._send_head(data, more=bool(more))
         elif self.response is _STREAMING:
-            if data and self.service.tally is not None:
-                self._count_gap(self.service.tally)
+            if data and self.started:
+                self._count_gap()
             self.connection.send_body(data, more=bool(more or self.trailers))
         else:
             raise AppProtocolError("http.response.body before http.response.start or behind the last body")
@@ -349,7 +350,10 @@ class HttpExchange:
         return self._after_write()
 
     def _send_head(self, data: bytes, *, more: bool) -> None:
-        self.connection.send_response(self.status, self.headers, data, more=more, trailers=self.trailers)
+        self.connection.send_response(
+            self.status, self.headers, data, more=more, trailers=self.trailers, plain=self.plain if more else
+            None
+        )
         if self.timer is not None:
             self.timer.head_sent(self.headers)
         self.sent_headers = self.headers
@@ -357,15 +361,16 @@ class HttpExchange:
         self.piece_s = monotonic()
         self.first_byte_s = self.piece_s - self.started
 
-    def _count_gap(self, tally: Tally) -> None:
+    def _count_gap(self) -> None:
         """From one piece of the body to the next, as the application sends them."""
-        now = monotonic()
-        tally.add_gap(now - self.piece_s)
-        self.piece_s = now
+        if (tally := self.service.tally) is not None:
+            now = monotonic()
+            tally.add_gap(now - self.piece_s)
+            self.piece_s = now
 
     def send_comment(self, data: bytes) -> None:
         """Put `data` between two pieces of the body."""
-        if self.response is _STREAMING and not self.connection.send_piece(data):
+        if self.response is _STREAMING and self.connection.send_piece(data) is None:
             self.connection.send_body(data, more=True)
 
     def _sends_nothing(self, data: bytes = b"") -> bool:
@@ -430,6 +435,7 @@ class HttpExchange:
     async def _send_file(self, fd: int, size: int) -> None:
         if not any(name == b"content-length" for name, _ in self.headers):
             self.headers = [*self.headers, (b"content-length", b"%d" % size)]
+            self.plain = None
         self.trailers = False
         self._send_head(b"", more=True)
         self._move(ResponseMove.BODY)
@@ -441,29 +447,31 @@ class HttpExchange:
 
     # The end
 
-    async def _run(self, app: App, scope: dict[str, Any]) -> None:
-        try:
-            if not hasattr(self, "task"):
-                await asyncio.sleep(0)  # begun inside create_task (an eager task factory): nothing is ready
-            # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
-            self._end(500, await call_app(app, scope, self.receive, self.send))
-        except asyncio.CancelledError:
-            # Not raised again: kept in the task, its traceback would lead back to this frame.
-            self._end(503, None)
-        finally:
-            if self.timer is not None:
-                self.timer.end()
-                self.timer = None  # it knows us
-            self.service.exchange_ended(self, self.received_bytes, self.sent_bytes)
-
-    def _end(self, status: int, error: Exception | SystemExit | None) -> None:
-        """The application has returned, raised or been cancelled."""
+    def app_returned(self, error: Exception | SystemExit | None) -> None:
+        """The application has returned, or raised `error`."""
         if error is not None:
             self._log(error)
-        if self.response >= _UNHEARD:
-            return
-        if error is None and status == 500:
-            logger.error("the application returned without completing its response to %s", self._name())
+        if self.response < _UNHEARD:
+            if error is None:
+                logger.error(
+                    "the application returned without completing its response to %s", self._name()
+                )
+            self._end(500)
+
+    def app_cancelled(self) -> None:
+        """It was cancelled."""
+        if self.response < _UNHEARD:
+            self._end(503)
+
+    def app_ended(self) -> None:
+        """Called behind either; nothing more of this exchange will run."""
+        if self.timer is not None:
+            self.timer.end()
+            self.timer = None  # it knows us
+        self.service.exchange_ended(self, self.received_bytes, self.sent_bytes)
+
+    def _end(self, status: int) -> None:
+        """Say what the application has left unsaid."""
         cause = self.cause or "app_error"
         if self.response <= _HELD:
             self._answer(status, cause)
@@ -473,7 +481,7 @@ class HttpExchange:
     def _answer(self, status: int, cause: str) -> None:
         """Our own answer in the place of the application's."""
         body = REASONS[status]
-        self.cause, self.status, self.trailers = cause, status, False
+        self.cause, self.status, self.trailers, self.plain = cause, status, False, None
         self.headers = [(b"content-type", b"text/plain; charset=utf-8")]
         self._send_head(body, more=False)
         self.sent_bytes += len(body)

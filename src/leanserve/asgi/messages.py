@@ -31,10 +31,10 @@ __all__ = [
     "ExchangeRecord",
     "Message",
     "Running",
-    "call_app",
     "connection_scope",
     "is_disconnect",
     "request_scope",
+    "run_app",
 ]
 
 Message = MutableMapping[str, Any]
@@ -100,6 +100,25 @@ class Running(Protocol):
 
     def cancel_now(self, cause: str) -> bool:
         """Cancel the application, and tell it why; False when it is in a thread, and will hear it later."""
+
+
+class Caller(Protocol):
+    """An exchange as :func:`run_app` knows it; it has no ``task`` before that task is made."""
+
+    async def receive(self) -> Message:
+        """ASGI receive."""
+
+    async def send(self, message: Message) -> None:
+        """ASGI send."""
+
+    def app_returned(self, error: Exception | SystemExit | None) -> None:
+        """The application has returned, or raised `error`."""
+
+    def app_cancelled(self) -> None:
+        """It was cancelled."""
+
+    def app_ended(self) -> None:
+        """Called behind either; nothing more of this exchange will run."""
 
 
 class AppService(Protocol):
@@ -211,19 +230,22 @@ _PERCENT = ord("%")
 _ASGI = {"version": "3.0", "spec_version": SPEC_VERSION}
 
 
-async def call_app(
-    app: App,
-    scope: Message,
-    receive: Callable[[], Awaitable[Message]],
-    send: Callable[[Message], Awaitable[None]],
-) -> Exception | SystemExit | None:
-    """Run the application; give back what it raised. Cancellation passes through."""
+async def run_app(exchange: Caller, app: App, scope: Message) -> None:
+    """The task of an exchange: run the application, and tell the exchange how that ended."""
     try:
-        await app(scope, receive, send)
+        if not hasattr(exchange, "task"):
+            await asyncio.sleep(0)  # begun inside create_task (an eager task factory): nothing is ready
+        await app(scope, exchange.receive, exchange.send)
+    except asyncio.CancelledError:
+        # Not raised again: kept in the task, its traceback would lead back to this frame.
+        exchange.app_cancelled()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one of the three named places: around the application
         # sys.exit() in a handler is that request's end, not the worker's with all its other requests.
-        return error
-    return None
+        exchange.app_returned(error)
+    else:
+        exchange.app_returned(None)
+    finally:
+        exchange.app_ended()
 
 
 def is_disconnect(error: BaseException) -> bool:

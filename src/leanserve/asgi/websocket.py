@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from leanserve.asgi.cancellation import CANCELLATION, Grace, cancel_task, cause_of
 from leanserve.asgi.frames import FrameReader
@@ -18,10 +17,10 @@ from leanserve.asgi.messages import (
     AppService,
     ExchangeRecord,
     Message,
-    call_app,
     connection_scope,
     is_disconnect,
     request_scope,
+    run_app,
 )
 from leanserve.errors import AppProtocolError, ClientDisconnected, RemoteProtocolError
 from leanserve.machine import Machine
@@ -128,7 +127,7 @@ class WebSocketExchange:
         )  # fmt: skip
         self.inbox.put({"type": "websocket.connect"})
         # A copy of the context that stood after the lifespan startup, never another request's.
-        self.task = service.loop.create_task(self._run(app, scope), context=service.context.copy())
+        self.task = service.loop.create_task(run_app(self, app, scope), context=service.context.copy())
 
     def __repr__(self) -> str:
         return f"<WebSocketExchange {self.life.state.name} {self.record.path}>"
@@ -256,7 +255,6 @@ class WebSocketExchange:
             reader.settle()
             if inbox.last is None:
                 await inbox.waiter(self.task.get_loop())
-                self.connection.gate.begin_turn()
         if reader.paused:
             reader.go_on()
         return message
@@ -409,37 +407,34 @@ class WebSocketExchange:
 
     # The application
 
-    async def _run(self, app: App, scope: dict[str, Any]) -> None:
-        try:
-            if not hasattr(self, "task"):
-                await asyncio.sleep(0)  # begun inside create_task (an eager task factory): nothing is ready
-            # Not kept in a variable: the frames of its traceback lead back to this one (Python 3.13).
-            self._app_returned(await call_app(app, scope, self.receive, self.send))
-        except asyncio.CancelledError:
-            # Not raised again: kept in the task, its traceback would lead back to this frame.
-            self._app_ended(503, CloseCode.SERVICE_RESTART)
-        finally:
-            if self.grace is not None:
-                self.grace.end()
-                self.grace = None  # it knows us
-            self.service.exchange_ended(self, self.record.received_bytes, self.record.sent_bytes)
-            if self.connection.phase is Phase.CLOSED:
-                self.reader.release()
-
-    def _app_returned(self, error: Exception | SystemExit | None) -> None:
+    def app_returned(self, error: Exception | SystemExit | None) -> None:
+        """The application has returned, or raised `error`."""
         if error is None:
             if self.life.state < WebSocketState.OPEN:
                 # ASGI: a connect "must" be answered by accept or close: this is a fault and not a refusal.
                 logger.error("the application returned without answering the handshake of %s", self._name())
-            self._app_ended(500, CloseCode.NORMAL)
+            self._say_rest(500, CloseCode.NORMAL)
             return
         if is_disconnect(error):
             logger.debug("the client left %s while the application was sending", self._name())
         else:
             logger.error("exception in the application at %s", self._name(), exc_info=error)
-        self._app_ended(500, CloseCode.INTERNAL_ERROR)
+        self._say_rest(500, CloseCode.INTERNAL_ERROR)
 
-    def _app_ended(self, status: int, code: CloseCode) -> None:
+    def app_cancelled(self) -> None:
+        """It was cancelled."""
+        self._say_rest(503, CloseCode.SERVICE_RESTART)
+
+    def app_ended(self) -> None:
+        """Called behind either; nothing more of this exchange will run."""
+        if self.grace is not None:
+            self.grace.end()
+            self.grace = None  # it knows us
+        self.service.exchange_ended(self, self.record.received_bytes, self.record.sent_bytes)
+        if self.connection.phase is Phase.CLOSED:
+            self.reader.release()
+
+    def _say_rest(self, status: int, code: CloseCode) -> None:
         """Say what the application has left unsaid."""
         state = self.life.state
         if state is WebSocketState.OPEN:

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from leanserve.protocol.events import FORWARDED, TIMED, BodyKind, Headers, Request, Upgrade
-from leanserve.protocol.responses import JOINED_BYTES, REASONS, DefaultHeaders
+from leanserve.protocol.responses import (
+    JOINED_BYTES,
+    REASONS,
+    DefaultHeaders,
+    Framing,
+    Numbered,
+    ResponseHead,
+)
 from leanserve.settings import HttpSettings
 
 __all__ = ["PlainHead", "Recogniser", "ResponseEncoder"]
@@ -311,6 +318,11 @@ _SAME_FOR_ALL = frozenset(
         b"x-frame-options",
     }
 )
+# The end of a plain head, by the length of its body; the second where the connection closes behind it.
+_END = Numbered(b"content-length: %d\r\n\r\n")
+_LAST_END = Numbered(b"content-length: %d\r\nconnection: close\r\n\r\n")
+_CHUNKED_END = b"transfer-encoding: chunked\r\n\r\n"
+_LAST_CHUNKED_END = b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
 _CACHED_LINES: Final = 512
 _CACHED_LINE_BYTES: Final = 256
 
@@ -322,8 +334,8 @@ PlainHead = tuple[list[bytes], int, Headers]
 class ResponseEncoder:
     """Encodes plain responses. One per worker, for its table of header lines seen before.
 
-    Plain is a final response to HTTP/1.1 with a body of known length, in one piece, whose headers leave
-    framing, connection, date and server to us.
+    Plain is a final response to HTTP/1.1 that has a body, whose headers leave framing, connection, date and
+    server to us.
     """
 
     __slots__ = ("_lines", "_ours")
@@ -379,7 +391,7 @@ class ResponseEncoder:
         ours: DefaultHeaders,
         close: bool,
     ) -> bytes | None:
-        """The whole response as bytes, or None when it is not plain.
+        """A response whose whole body is at hand as bytes, or None when it is not plain.
 
         Args:
             request: what is answered; all of it has been read.
@@ -398,5 +410,21 @@ class ResponseEncoder:
             return None  # which is not joined to its head
         if request.method == b"HEAD":
             return None
-        end = b"content-length: %d\r\nconnection: close\r\n\r\n" if close else b"content-length: %d\r\n\r\n"
-        return b"".join([start, *lines, ours.block, end % size, body])
+        end = _LAST_END[size] if close else _END[size]
+        return b"".join([start, *lines, ours.block, end, body])
+
+    def encode_start(
+        self, request: Request, status: int, plain: PlainHead, ours: DefaultHeaders, close: bool
+    ) -> tuple[bytes, ResponseHead] | None:
+        """The head of a response whose body comes in pieces as bytes, and what it says of them; None when it
+        is not plain. Arguments are those of :meth:`encode`, but the request need not have been read."""
+        lines, length, _ = plain
+        start = _STATUS_LINES.get(status)
+        if start is None or request.version != "1.1" or request.method == b"HEAD":
+            return None
+        if length >= 0:
+            framing, end = Framing.LENGTH, _LAST_END[length] if close else _END[length]
+        else:
+            framing, end = Framing.CHUNKED, _LAST_CHUNKED_END if close else _CHUNKED_END
+        head = ResponseHead(status, [], framing, close, max(length, 0))
+        return b"".join([start, *lines, ours.block, end]), head

@@ -17,11 +17,12 @@ from leanserve.protocol.events import Headers, Request
 from leanserve.protocol.strict import split_list
 
 __all__ = [
-    "CHUNK",
+    "CHUNK_SIZE",
     "JOINED_BYTES",
     "REASONS",
     "DefaultHeaders",
     "Framing",
+    "Numbered",
     "ResponseHead",
     "check_headers",
     "encode_chunk",
@@ -275,15 +276,42 @@ def encode_refusal(status: int, defaults: Iterable[tuple[bytes, bytes]]) -> byte
 #: Pieces of a body from this size on are written beside their framing: joining would copy them.
 JOINED_BYTES = 65536
 
-#: A piece of a chunked body from its length and its bytes, which may not be empty (RFC 9112 section 7.1).
-CHUNK = b"%x\r\n%b\r\n"
+
+class Numbered(dict[int, bytes]):
+    """Bytes with a number in them, by number. Small numbers come again, and to format one takes as long as
+    the rest of the line; they are kept.
+
+    Args:
+        template: has one place for a number.
+    """
+
+    __slots__ = ("_template",)
+
+    def __init__(self, template: bytes) -> None:
+        self._template = template
+
+    def __missing__(self, number: int) -> bytes:
+        line = self._template % number
+        if number < _SMALL:
+            self[number] = line
+        return line
+
+
+_SMALL = 2048
+
+#: What stands in front of a chunk, by its length (RFC 9112 section 7.1); behind it stands a CRLF.
+CHUNK_SIZE = Numbered(b"%x\r\n")
 
 
 def encode_chunk(data: bytes) -> list[bytes]:
-    """CHUNK in pieces: `data` is not copied."""
-    return [b"%x\r\n" % len(data), data, b"\r\n"]
+    """A piece of a chunked body in pieces: `data`, which may not be empty, is not copied."""
+    return [CHUNK_SIZE[len(data)], data, b"\r\n"]
+
+
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 def encode_last_chunk(trailers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     """The end of a chunked body; `trailers` are checked."""
-    return [b"0\r\n", *(b"%b: %b\r\n" % item for item in trailers), b"\r\n"]
+    return [b"0\r\n" + b"".join(b"%b: %b\r\n" % item for item in trailers) + b"\r\n" if trailers else
+    _LAST_CHUNK]

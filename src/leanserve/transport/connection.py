@@ -15,10 +15,10 @@ from leanserve.errors import IllegalTransition
 from leanserve.protocol import responses
 from leanserve.protocol.events import Data, EndOfBody, Request
 from leanserve.protocol.http1 import FileRange
-from leanserve.protocol.responses import CHUNK, JOINED_BYTES, Framing
+from leanserve.protocol.responses import CHUNK_SIZE, JOINED_BYTES, Framing
 from leanserve.transport.closing import PROBE_S, ClosingConnection
 from leanserve.transport.deadlines import NEVER
-from leanserve.transport.flow import WRITE_COST
+from leanserve.transport.flow import WRITE_SHIFT, WriteGate
 from leanserve.transport.peer import describe_peer
 from leanserve.transport.phase import Phase, PhaseMachine, PhaseMove, Wait
 from leanserve.transport.roles import Tunnel
@@ -288,39 +288,49 @@ class Connection(ClosingConnection):
         *,
         more: bool,
         trailers: bool = False,
+        plain: PlainHead | None = None,
     ) -> None:
-        """Head and first piece of the body. Raises AppProtocolError as the codec does."""
-        codec = self.codec
+        """Head and first piece of the body; `plain` is the same as `headers`, when they are and more follows.
+        Raises AppProtocolError as the codec does."""
+        codec, encoder, ours = self.codec, self.service.encoder, self.service.default_headers
         close = self.phase is _LAST or self.service.draining or self._body_is_unwanted()
-        pieces = codec.encode_response_pieces(
-            status, headers, self.service.default_headers, body, more=more, close=close, trailers=trailers
-        )
+        start = None
+        if plain is not None and encoder is not None and codec.request is not None:
+            start = encoder.encode_start(codec.request, status, plain, ours, close)
+        if start is not None:
+            head, codec.response = start
+            pieces = [head, *codec.encode_pieces(body, more=more)]
+        else:
+            pieces = codec.encode_response_pieces(
+                status, headers, ours, body, more=more, close=close, trailers=trailers
+            )
         assert codec.response is not None
         if codec.response.close:
             self._advance(PhaseMove.NO_MORE)
         self.write_held()
         self.write_pieces(pieces, len(body), more=more)
 
-    def send_piece(self, data: bytes) -> int:
-        """A further piece of a body, not the last: its size; 0 (and nothing done) when it needs
-        :meth:`send_body`."""
-        head, size = self.codec.response, len(data)
+    def send_piece(self, data: bytes) -> WriteGate | None:
+        """A further piece of a body, not the last: what to wait for before the next one; None (and nothing
+        done) when it needs :meth:`send_body`."""
+        head, gate, size = self.codec.response, self.gate, len(data)
         assert head is not None
         if head.framing is _CHUNKED:
             if not 0 < size < JOINED_BYTES:
-                return 0
-            data = CHUNK % (size, data)
+                return None
+            data = CHUNK_SIZE[size] + data + b"\r\n"
+            gate.credit = credit = gate.credit - 1
         elif head.framing is _LENGTH and size <= head.left:
             head.left -= size
+            gate.credit = credit = gate.credit - 1 - (size >> WRITE_SHIFT)  # as spend(), without a call
         else:
-            return 0
-        gate, transport = self.gate, self.transport
-        gate.credit = credit = gate.credit - size - WRITE_COST  # as spend(), without a call
+            return None
         if credit < 0:
             gate.rest()
+        transport = self.transport
         if not transport.is_closing():
             transport.write(data)
-        return size
+        return gate
 
     def send_body(self, data: bytes, *, more: bool) -> None:
         """A further piece of the body; an end without data when `more` is False and `data` is empty."""

@@ -13,7 +13,7 @@ from leanserve.transport.deadlines import NEVER
 if TYPE_CHECKING:
     from leanserve.transport.closing import ClosingConnection
 
-__all__ = ["WRITE_COST", "ReaderWatch", "WriteGate"]
+__all__ = ["WRITE_SHIFT", "ReaderWatch", "WriteGate"]
 
 try:
     from fcntl import ioctl
@@ -21,9 +21,10 @@ try:
 except ImportError:  # Windows
     _TIOCOUTQ = None  # type: ignore[assignment,misc]
 
-# What one sender may write in one turn of the event loop: so many bytes, or a sixty-fourth of them in writes.
-_TURN_BYTES: Final = 1048576
-WRITE_COST: Final = 16384
+# What one sender may write in half a turn of the event loop, where a write is one and so are 2 to the power
+# of these bytes; they take about equally long. Numbers so small that CPython need not make them.
+_HALF_TURN: Final = 32
+WRITE_SHIFT: Final = 16
 
 
 # Why a gate is closed, as bits: an IntFlag would cost more than all else that a new connection does here.
@@ -38,18 +39,20 @@ class WriteGate:
     ``if not gate.open: await gate.wait_open()`` after each write is all that a sender does. A sender whose
     peer reads as fast as it writes would never wait: others would starve, and the event loop could not even
     tell it that the connection is gone. So the gate also closes behind every so many writes, until the next
-    turn of the loop.
+    turn of the loop; but for a sender that lets the loop turn of itself.
 
     Args:
         call_soon: the loop's; without it senders have no turns.
     """
 
-    __slots__ = ("_call_soon", "_shut", "_waiters", "credit", "open")
+    __slots__ = ("_asked", "_call_soon", "_shut", "_waiters", "credit", "open")
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], Any] | None = None) -> None:
         self.open = True
         self._shut = 0
-        self.credit = _TURN_BYTES
+        #: Writes until :meth:`rest` has to be called.
+        self.credit = _HALF_TURN
+        self._asked = False
         self._call_soon = call_soon
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -65,24 +68,27 @@ class WriteGate:
 
     def spend(self, size_bytes: int) -> None:
         """Count a write."""
-        self.credit -= size_bytes + WRITE_COST
+        self.credit -= 1 + (size_bytes >> WRITE_SHIFT)
         if self.credit < 0:
             self.rest()
 
     def rest(self) -> None:
-        """The credit is used up: others have their turn now."""
-        if self._call_soon is not None:
-            self.credit = _TURN_BYTES
-            if not self._shut & _RESTING:
-                self._close(_RESTING)
-                self._call_soon(self._rested)
+        """The credit is used up: behind the first half the loop is asked for a turn, behind the second it is
+        waited for."""
+        if self._call_soon is None:
+            return
+        self.credit = _HALF_TURN
+        if self._asked:
+            self._close(_RESTING)
+        else:
+            self._asked = True
+            self._call_soon(self._turned)
 
-    def begin_turn(self) -> None:
-        """The sender has waited for something else: others have had their turn."""
-        self.credit = _TURN_BYTES
-
-    def _rested(self) -> None:
-        self._open(_RESTING)
+    def _turned(self) -> None:
+        self.credit = _HALF_TURN
+        self._asked = False
+        if self._shut & _RESTING:
+            self._open(_RESTING)
 
     def pause(self) -> None:
         """The transport is above its high-water mark."""
