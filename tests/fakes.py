@@ -16,7 +16,7 @@ from typing import Any
 
 from leanserve.asgi.cancellation import find_policies
 from leanserve.asgi.forwarded import TrustedProxies
-from leanserve.asgi.http import HttpExchange
+from leanserve.asgi.http import HTTP_EXTENSIONS, HttpExchange
 from leanserve.asgi.messages import ExchangeRecord
 from leanserve.asgi.timer import times_all
 from leanserve.errors import RemoteProtocolError
@@ -348,6 +348,7 @@ class FakeService:
         self.context = contextvars.copy_context()
         self.state: dict[str, Any] = {}
         self.extensions: dict[str, dict[str, Any]] = {"leanserve.shutdown": self.shutdown}
+        self.http_extensions = {**HTTP_EXTENSIONS, **self.extensions}
         self.proxies: TrustedProxies | None = None
         self.root_path = ""
         self.connections: set[Connection] = set()

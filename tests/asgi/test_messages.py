@@ -14,7 +14,8 @@ from starlette.websockets import WebSocketDisconnect
 from fakes import FakeService
 from leanserve.asgi.cancellation import cancel_task
 from leanserve.asgi.forwarded import TrustedProxies
-from leanserve.asgi.messages import connection_scope, is_disconnect, request_scope, run_app
+from leanserve.asgi.http import HTTP_EXTENSIONS
+from leanserve.asgi.messages import is_disconnect, request_scope, run_app
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Headers, Request
 from leanserve.transport.peer import Peer
@@ -31,7 +32,7 @@ def scope_of(raw_path: bytes = b"/", headers: Headers | None = None, *, tls: Any
     peer = Peer(("10.0.0.1", 4000), ("10.0.0.2", 80), tls)
     request = Request(b"GET", raw_path, b"q", "1.0", headers or [], forwarded=bool(headers))
     try:
-        return request_scope(service, request, connection_scope(service, peer, "http", {}))
+        return request_scope(service, request, peer, "http", service.http_extensions.copy())
     finally:
         service.loop.close()
 
@@ -66,7 +67,7 @@ def test_root_path_is_a_prefix_of_path() -> None:
 def test_tls_makes_the_scheme_and_the_extension() -> None:
     scope = scope_of(tls={"tls_version": 1})
     assert (scope["scheme"], scope["extensions"]["tls"]) == ("https", {"tls_version": 1})
-    assert scope_of()["extensions"].keys() == {"leanserve.shutdown", "leanserve.cancellation"}
+    assert scope_of()["extensions"].keys() == {*HTTP_EXTENSIONS, "leanserve.shutdown"}
 
 
 @pytest.mark.parametrize("tls", [None, {}])

@@ -16,7 +16,6 @@ from leanserve.asgi.messages import (
     AppService,
     ExchangeRecord,
     Message,
-    connection_scope,
     is_disconnect,
     request_scope,
     run_app,
@@ -39,15 +38,18 @@ if TYPE_CHECKING:
     from leanserve.flight import Berth
     from leanserve.protocol.fastpath import PlainHead
 
-__all__ = ["HttpExchange"]
+__all__ = ["HTTP_EXTENSIONS", "HttpExchange"]
 
 logger = logging.getLogger("leanserve")
 
 
-_EXTENSIONS: dict[str, dict[str, Any]] = {
+#: What an HTTP application may ask for. With the key of what each request has for itself: in a copy, a key
+#: more would cost a new table.
+HTTP_EXTENSIONS: dict[str, dict[str, Any]] = {
     "http.response.trailers": {},
     "http.response.early_hint": {},
     "http.response.pathsend": {},
+    CANCELLATION: {},
 }
 _METHODS = {name.encode(): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS")}
 # A look-up in an enum class costs as much as a call; these stand in the path of every request.
@@ -97,11 +99,7 @@ class HttpExchange:
         self.first_byte_s: float | None = None
         # 0.0: nobody asks. Not loop.time(): uvloop's moves in steps of a millisecond.
         self.started = monotonic() if service.keeps_records or service.tally is not None else 0.0
-        peer = connection.peer
-        constant = peer.scope
-        if constant is None:
-            constant = peer.scope = connection_scope(service, peer, "http", _EXTENSIONS)
-        scope = request_scope(service, request, constant)
+        scope = request_scope(service, request, connection.peer, "http", service.http_extensions.copy())
         scope["method"] = _METHODS.get(request.method) or request.method.decode("ascii")
         self.client = scope["client"]
         self.cancellation = scope["extensions"][CANCELLATION] = service.cancellation.copy()

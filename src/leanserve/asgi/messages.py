@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
-from leanserve.asgi.cancellation import CANCELLATION, Policies
+from leanserve.asgi.cancellation import Policies
 from leanserve.asgi.forwarded import TrustedProxies
 from leanserve.errors import ClientDisconnected
 from leanserve.protocol.events import Request
@@ -31,7 +31,6 @@ __all__ = [
     "ExchangeRecord",
     "Message",
     "Running",
-    "connection_scope",
     "is_disconnect",
     "request_scope",
     "run_app",
@@ -136,8 +135,9 @@ class AppService(Protocol):
     context: contextvars.Context
     #: The lifespan state; each scope gets a shallow copy.
     state: dict[str, Any]
-    #: ASGI extensions of the worker itself, in each scope.
+    #: ASGI extensions of the worker itself, in each scope; and what the scope of an HTTP request has.
     extensions: dict[str, dict[str, Any]]
+    http_extensions: dict[str, dict[str, Any]]
     #: What ``leanserve.cancellation`` begins as, and the policies by path if there are any.
     cancellation: dict[str, Any]
     policies: Policies | None
@@ -164,70 +164,58 @@ class AppService(Protocol):
         """A WebSocket that was open has ended."""
 
 
-def connection_scope(
-    service: AppService, peer: Peer, kind: str, extensions: dict[str, dict[str, Any]]
+def request_scope(
+    service: AppService, request: Request, peer: Peer, kind: str, extensions: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The part of the scope that is the same for all requests of a connection.
+    """The scope of one request, but for what only one kind has.
 
     Args:
         service: of the application.
+        request: what is asked.
         peer: of the connection.
         kind: "http" or "websocket".
-        extensions: those of this kind, without ``tls``.
+        extensions: those of this kind and of the worker; they become the scope's own.
     """
-    scheme = "http" if kind == "http" else "ws"
-    # With the key of what each request has for itself: in a copy, a key more would cost a new table.
-    extensions = {**extensions, **service.extensions, CANCELLATION: {}}
-    if peer.tls is not None:
-        extensions["tls"] = peer.tls
-    return {
-        "type": kind,
-        "asgi": _ASGI,
-        "http_version": "1.1",
-        "scheme": scheme if peer.tls is None else scheme + "s",
-        "root_path": service.root_path,
-        "client": peer.client,
-        "server": peer.server,
-        "extensions": extensions,
-    }
-
-
-def request_scope(service: AppService, request: Request, constant: dict[str, Any]) -> dict[str, Any]:
-    """The scope of one request, but for what only one kind has; `constant` is copied."""
     raw_path = request.raw_path
     # unquote_to_bytes and not unquote: "percent-encoded sequences and UTF-8 byte sequences decoded into
     # characters"; what is no UTF-8 must not raise, and raw_path keeps the truth.
     path = (unquote_to_bytes(raw_path) if _PERCENT in raw_path else raw_path).decode("utf-8", "replace")
-    scope = constant.copy()
     if service.root_path and path != "*":
         # Spec: root_path is a prefix of path; the proxy that stripped it has hidden it from raw_path too.
         path = service.root_path + path
         raw_path = service.root_path.encode("utf-8") + raw_path
-    scope["path"] = path
-    scope["raw_path"] = raw_path
-    scope["query_string"] = request.query
-    # Applications and middleware write into these.
-    scope["headers"] = request.headers.copy()
-    scope["asgi"] = _ASGI.copy()
-    scope["state"] = service.state.copy()
-    scope["extensions"] = scope["extensions"].copy()
-    if request.version != "1.1":
-        scope["http_version"] = request.version
+    schemes = _SCHEMES[kind]
+    if peer.tls is not None:
+        extensions["tls"] = peer.tls
+    # Applications and middleware write into all of it.
+    scope = {
+        "type": kind,
+        "asgi": _ASGI.copy(),
+        "http_version": request.version,
+        "scheme": schemes[peer.tls is not None],
+        "path": path,
+        "raw_path": raw_path,
+        "query_string": request.query,
+        "root_path": service.root_path,
+        "headers": request.headers.copy(),
+        "client": peer.client,
+        "server": peer.server,
+        "state": service.state.copy(),
+        "extensions": extensions,
+    }
     if request.forwarded and service.proxies is not None:
-        _apply_forwarded(scope, service.proxies)
+        # The proxy speaks HTTP of either kind: it says "https" of a WebSocket, too.
+        scope["client"], seen = service.proxies.resolve(
+            request.headers, peer.client, "http" if peer.tls is None else "https"
+        )
+        scope["scheme"] = schemes[seen == "https"]
     return scope
-
-
-def _apply_forwarded(scope: dict[str, Any], proxies: TrustedProxies) -> None:
-    secure = scope["scheme"] in ("https", "wss")
-    scope["client"], seen = proxies.resolve(scope["headers"], scope["client"], "https" if secure else "http")
-    scheme = "http" if scope["type"] == "http" else "ws"
-    scope["scheme"] = scheme + "s" if seen == "https" else scheme
 
 
 # As a number: bytes that are asked whether they contain bytes raise and drop an error first (CPython 3.11).
 _PERCENT = ord("%")
 _ASGI = {"version": "3.0", "spec_version": SPEC_VERSION}
+_SCHEMES = {"http": ("http", "https"), "websocket": ("ws", "wss")}
 
 
 async def run_app(exchange: Caller, app: App, scope: Message) -> None:

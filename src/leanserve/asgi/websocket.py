@@ -17,7 +17,6 @@ from leanserve.asgi.messages import (
     AppService,
     ExchangeRecord,
     Message,
-    connection_scope,
     is_disconnect,
     request_scope,
     run_app,
@@ -114,8 +113,8 @@ class WebSocketExchange:
         #: The head of a denial, from websocket.http.response.start until its first body message.
         self.denial: tuple[int, Headers] | None = None
         self.started = time.monotonic()
-        constant = connection_scope(service, connection.peer, "websocket", {"websocket.http.response": {}})
-        scope = request_scope(service, request, constant)
+        extensions = {"websocket.http.response": {}, **service.extensions}
+        scope = request_scope(service, request, connection.peer, "websocket", extensions)
         scope["subprotocols"] = list(self.handshake.subprotocols)
         self.cancellation = scope["extensions"][CANCELLATION] = service.cancellation.copy()
         if service.policies is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from leanserve.errors import IllegalTransition
 from leanserve.protocol import responses
@@ -62,9 +62,9 @@ class Connection(ClosingConnection):
 
     # What the event loop calls
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accepted, and the TLS handshake is over."""
-        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.transport = transport
         service = self.service
         self.peer = describe_peer(transport, service.server_cert, self.endpoints)
         settings = service.settings

@@ -54,7 +54,7 @@ class WriteGate:
         self.credit = _HALF_TURN
         self._asked = False
         self._call_soon = call_soon
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[None]] | None = None
 
     @property
     def full(self) -> bool:
@@ -101,8 +101,7 @@ class WriteGate:
     def lose(self) -> None:
         """The connection is gone: whoever waits, now or later, gets ClientDisconnected."""
         self._close(_LOST)
-        if self._waiters:
-            self._wake()
+        self._wake()
 
     async def wait_open(self) -> None:
         """Wait until writing makes sense again.
@@ -125,16 +124,18 @@ class WriteGate:
 
     def _waiter(self) -> asyncio.Future[None]:
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self.watch(waiter)
         return waiter
 
     def watch(self, waiter: asyncio.Future[None]) -> None:
         """Wake `waiter` too when the gate opens or is lost; take it away with :meth:`unwatch`."""
+        if self._waiters is None:
+            self._waiters = []
         self._waiters.append(waiter)
 
     def unwatch(self, waiter: asyncio.Future[None]) -> None:
         """Wake `waiter` no more."""
-        if waiter in self._waiters:
+        if self._waiters is not None and waiter in self._waiters:
             self._waiters.remove(waiter)
 
     def _close(self, reason: int) -> None:
@@ -148,10 +149,11 @@ class WriteGate:
             self._wake()
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiters is not None:
+            waiters, self._waiters = self._waiters, None
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
 
 class ReaderWatch:

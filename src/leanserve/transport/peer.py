@@ -23,13 +23,11 @@ class Peer:
         client: (address, port) of the peer, None on a unix socket.
         server: (address, port) that it connected to; (path, None) on a unix socket.
         tls: the ``tls`` extension, None on a plain connection.
-        scope: what the layer above has made of these, kept here for its next request.
     """
 
     client: tuple[str, int] | None
     server: tuple[str, int | None] | None
     tls: dict[str, Any] | None
-    scope: dict[str, Any] | None = None
 
 
 def describe_peer(
@@ -40,14 +38,20 @@ def describe_peer(
     A peer that has left before we look gives addresses of None (CVE-2024-49769: waitress span on that).
     """
     fact = transport.get_extra_info
-    if not type(transport).__module__.startswith("uvloop"):  # which has set it, on every TCP transport
-        _set_nodelay(fact("socket"))
+    if type(transport) not in _without_delay:
+        if type(transport).__module__.startswith("uvloop"):  # which has set it, on every TCP transport
+            _without_delay.add(type(transport))
+        else:
+            _set_nodelay(fact("socket"))
     ssl_object = fact("ssl_object")
     return Peer(
         _address(fact("peername")) if endpoints is None else endpoints.client,
         _server(fact("sockname")) if endpoints is None else endpoints.server,
         None if ssl_object is None else describe_tls(ssl_object, server_cert),
     )
+
+
+_without_delay: set[type] = set()
 
 
 def _set_nodelay(sock: socket.socket | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanserve.asgi.cancellation import find_policies
 from leanserve.asgi.forwarded import TrustedProxies
-from leanserve.asgi.http import HttpExchange
+from leanserve.asgi.http import HTTP_EXTENSIONS, HttpExchange
 from leanserve.asgi.lifespan import Lifespan
 from leanserve.asgi.messages import App, ExchangeRecord, Running
 from leanserve.asgi.timer import times_all
@@ -125,6 +125,7 @@ class Worker:
             "leanserve.worker": {"set_ready": self.set_ready, "extend_start": extend_start},
             "leanserve.shutdown": self.shutdown,
         }
+        self.http_extensions = {**HTTP_EXTENSIONS, **self.extensions}
         self.lifespan = Lifespan(app, settings.load, self.extensions)
         self.proxies = (
             TrustedProxies(settings.proxy.forwarded_allow_ips) if settings.proxy.proxy_headers else None
