@@ -28,6 +28,7 @@ def _unmasking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         pytest.importorskip("numpy")  # which imports it
     else:
         monkeypatch.setitem(sys.modules, "numpy", None)  # importing it fails
+        monkeypatch.setattr(fastframes, "_numpy", None)
     fastframes._begin_import.cache_clear()
     yield
     fastframes._begin_import.cache_clear()

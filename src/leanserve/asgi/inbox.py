@@ -30,7 +30,7 @@ class Inbox:
         self._bytes = 0
         self._items: deque[tuple[Message, int]] = deque()
         self._waiters: list[asyncio.Future[None]] = []
-        #: Whether more is undelivered than the limit allows.
+        #: Whether more is undelivered than the limit allows, but for a message that somebody waits for.
         self.full = False
         #: What is received, again and again, when all else has been.
         self.last: Message | None = None
@@ -49,10 +49,9 @@ class Inbox:
         """Add a message."""
         size_bytes += _MESSAGE_BYTES
         self._bytes += size_bytes
-        self.full = self._bytes > self._limit_bytes
         self._items.append((message, size_bytes))
-        if self._waiters:
-            self._wake()
+        # Who waits takes it in the next turn of the loop: not to read until then costs more than it saves.
+        self.full = not (self._waiters and self._wake()) and self._bytes > self._limit_bytes
 
     def end(self, message: Message, *, at_once: bool = False) -> None:
         """Say the last word; the first one stands. `at_once` drops what is undelivered."""
@@ -81,8 +80,11 @@ class Inbox:
         self._waiters.append(waiter)
         return waiter
 
-    def _wake(self) -> None:
+    def _wake(self) -> bool:
+        woken = False
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+                woken = True
         self._waiters.clear()
+        return woken

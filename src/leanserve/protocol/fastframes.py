@@ -192,7 +192,7 @@ def unmask(data: bytes | bytearray, start: int, end: int, key: bytes | bytearray
         keys = (key * (size // 4 + 1))[:size]
         mixed = _from_bytes(data[start:end], "little") ^ _from_bytes(keys, "little")
         return mixed.to_bytes(size, "little")
-    numpy = _load_numpy() if size >= _NUMPY_FROM else None
+    numpy = (_numpy or _load_numpy()) if size >= _NUMPY_FROM else None
     if numpy is not None:
         return _unmask_words(numpy, data, start, end, key)
     result = bytearray(data[start:end])
@@ -208,12 +208,14 @@ def _unmask_words(
     before = start & 7
     first = start - before
     turned = -before & 3
+    keys = (key[turned:] + key[:turned]) * 2
     count = (end - first) // 8
-    keys = numpy.frombuffer((key[turned:] + key[:turned]) * 2, numpy.uint64)
-    words = memoryview(numpy.frombuffer(data, numpy.uint64, count, first) ^ keys).cast("B")
-    rest = first + count * 8
-    turned = (rest - start) & 3
-    return b"".join((words[before:], unmask(data, rest, end, key[turned:] + key[:turned])))
+    word = numpy.uint64(_from_bytes(keys, sys.byteorder))
+    mixed = numpy.frombuffer(data, numpy.uint64, count, first) ^ word
+    rest = data[first + count * 8 : end]
+    size = len(rest)
+    last = (_from_bytes(rest, "little") ^ _from_bytes(keys[:size], "little")).to_bytes(size, "little")
+    return b"".join((memoryview(mixed).cast("B")[before:], last))
 
 
 @cache
@@ -222,14 +224,19 @@ def _table(key: int) -> bytes:
     return bytes(byte ^ key for byte in range(256))
 
 
+_numpy: Any = None
+
+
 def _load_numpy() -> Any:
     """numpy once it is loaded. Few servers ever see a large frame, so the first one has it loaded, in a
     thread: that takes a tenth of a second, and no peer may hold the event loop for so long."""
+    global _numpy
     numpy = sys.modules.get("numpy")
     if numpy is not None and not getattr(numpy.__spec__, "_initializing", False):
-        return numpy
-    _begin_import()
-    return None
+        _numpy = numpy
+    else:
+        _begin_import()
+    return _numpy
 
 
 @cache
