@@ -20,7 +20,7 @@ from harness import free_port
 OF_THE_WORKER = {"asyncio", "ssl", "uvloop", "anyio", "h11", "wsproto"}
 OF_THE_WORKER |= {"leanserve.worker", "leanserve.transport"}
 LARGE = {"logging.config", "multiprocessing", "pathlib", "pickle", "random", "subprocess", "tempfile"}
-LARGE |= {"email", "http", "urllib"}
+LARGE |= {"email", "http", "urllib", "ipaddress", "encodings.idna"}
 LARGE |= {"tomllib"}  # our own pyproject.toml has no [tool.leanserve]
 
 _REPORT = """
@@ -76,6 +76,7 @@ def test_a_worker_loads_protocols_when_somebody_speaks_them() -> None:
     loaded = modules_of("import leanserve.worker.process")
     assert {"asyncio", "leanserve.protocol.http1"} <= loaded
     assert not loaded & {"h11", "wsproto", "leanserve.asgi.websocket", "anyio", "email", "random"}
+    assert not loaded & {"urllib.parse", "ipaddress"}
 
 
 _APP = """

@@ -27,6 +27,12 @@ def identity(sock: socket.socket) -> tuple[int, int]:
     return facts.st_dev, facts.st_ino
 
 
+def bare_spec(settings: Settings, channel: Channel) -> WorkerSpec:
+    return WorkerSpec(
+        app="a:b", settings=settings, slot=0, generation=0, listeners=[[]], channel=channel
+    )
+
+
 @pytest.mark.parametrize("slots", [1, 3, 300])
 def test_there_it_is(pair: tuple[socket.socket, socket.socket], slots: int) -> None:
     shared = socket.socket()
@@ -56,7 +62,7 @@ def test_there_it_is(pair: tuple[socket.socket, socket.socket], slots: int) -> N
 
 def test_without_listeners(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = Channel.pair()
-    send_spec(pair[0], WorkerSpec("a:b", Settings(), 0, 0, [[]], theirs))
+    send_spec(pair[0], bare_spec(Settings(), theirs))
     found = receive_spec(pair[1])
     assert found is not None
     assert found.listeners == [[]]
@@ -82,7 +88,7 @@ def test_what_cannot_be_told(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = Channel.pair()
     settings = Settings.build(ssl_context_factory=lambda: None)
     with pytest.raises(SettingsError, match="preload needs names, not objects"):
-        send_spec(pair[0], WorkerSpec("a:b", settings, 0, 0, [[]], theirs))
+        send_spec(pair[0], bare_spec(settings, theirs))
     pair[1].setblocking(False)
     with pytest.raises(BlockingIOError):
         pair[1].recv(1)

@@ -10,9 +10,10 @@ import json
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any
 
+from leanserve.option import Frozen
 from leanserve.settings import Settings
 
 __all__ = ["DUMP_SIGNAL", "AdminSpec", "Channel", "TemplateSpec", "WorkerSpec"]
@@ -27,8 +28,7 @@ _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _LINE_BYTES = 1 << 20  # far above any message; the supervisor's memory is not the application's to fill
 
 
-@dataclass(slots=True)
-class WorkerSpec:
+class WorkerSpec(Frozen):
     """All that a new worker process is given.
 
     Attributes:
@@ -70,8 +70,7 @@ class WorkerSpec:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in sockets}
 
 
-@dataclass(slots=True)
-class AdminSpec:
+class AdminSpec(Frozen):
     """All that the admin process is given; the names are those of :class:`WorkerSpec`.
 
     Attributes:
@@ -85,8 +84,7 @@ class AdminSpec:
     parent_pid: int
 
 
-@dataclass(slots=True)
-class TemplateSpec:
+class TemplateSpec(Frozen):
     """All that a template process is given; the names are those of :class:`WorkerSpec`.
 
     Attributes:
@@ -102,7 +100,6 @@ class TemplateSpec:
     parent_pid: int
 
 
-@dataclass(slots=True)
 class Channel:
     """One end of the pair. Non-blocking; ``receive`` yields whole messages only.
 
@@ -129,9 +126,12 @@ class Channel:
     comes from each that answers. ``{"ask": "queues", "id": 9}`` gets ``{"id": 9, "queues": [...]}``.
     """
 
-    sock: socket.socket
-    _partial: bytearray = field(default_factory=bytearray)
-    _fds: list[int] = field(default_factory=list)
+    __slots__ = ("_fds", "_partial", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._partial = bytearray()
+        self._fds: list[int] = []
 
     def fileno(self) -> int:
         """The descriptor, for a selector."""

@@ -299,9 +299,9 @@ def _why_shared() -> str:
 
 def _resolve(address: TcpAddress) -> list[tuple[int, tuple[Any, ...]]]:
     try:
-        found = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        # As bytes: for text, the codec of international names is loaded.
+        host = address.host.encode("ascii") if address.host.isascii() else address.host
+        found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise SettingsError(f"cannot listen on {address}: host {address.host!r} is unknown") from error
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))

@@ -24,7 +24,6 @@ import re
 from collections.abc import Sequence
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import unquote
 
 from leanserve.errors import RemoteProtocolError
 from leanserve.settings import CancelSettings
@@ -61,6 +60,8 @@ class Policies:
 
     def find(self, raw_path: bytes) -> str:
         """The policy of the first rule that fits the decoded path, without the root path."""
+        from urllib.parse import unquote  # for those who have policies
+
         path = unquote(raw_path.decode("latin-1"))
         return next((policy for pattern, policy in self._rules if pattern.match(path)), self._default)
 

@@ -6,14 +6,19 @@ there, and most know X-Forwarded-For only.
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from typing import TYPE_CHECKING
 
 from leanserve.errors import SettingsError
 from leanserve.protocol.events import Headers
 
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
 __all__ = ["TrustedProxies"]
 
+# Known to be addresses: ipaddress, a hundredth of a start, is loaded with the first header of a proxy.
+_DEFAULT = frozenset({"127.0.0.1", "::1"})
 _KNOWN_ADDRESSES = 1024
 # Of one request; nobody we know of stands behind so many proxies.
 _MOST_HOPS = 64
@@ -24,8 +29,6 @@ _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 # An address, or one with a port behind it. A zone means something on the host that wrote it: it is dropped.
 _BRACKETED = re.compile(r"\[([^\]%]*)(?:%[\w.-]+)?\](?::\d{1,5})?", re.ASCII)
 _BARE = re.compile(r"([\d.]+):\d{1,5}|([^%]*)(?:%[\w.-]+)?", re.ASCII)
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class TrustedProxies:
@@ -40,18 +43,19 @@ class TrustedProxies:
         SettingsError: a part is none of these.
     """
 
-    __slots__ = ("_anyone", "_known", "_networks", "_unix")
+    __slots__ = ("_anyone", "_known", "_networks", "_parts", "_unix")
 
     def __init__(self, text: str, setting: str = "forwarded_allow_ips") -> None:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         self._anyone = "*" in parts
         self._unix = "unix" in parts
-        self._networks: list[Network] = []
+        self._parts = [part for part in parts if part not in ("*", "unix")]
+        self._networks: list[IPv4Network | IPv6Network] | None = None
         self._known: dict[str, bool] = {}
-        for part in parts:
-            if part not in ("*", "unix"):
+        for part in self._parts:
+            if part not in _DEFAULT:
                 try:
-                    self._networks.append(ipaddress.ip_network(part, strict=False))
+                    _parse_network(part)
                 except ValueError as error:
                     raise SettingsError(f"{setting}: {part!r} is no address or network") from error
 
@@ -96,21 +100,34 @@ class TrustedProxies:
         return known
 
     def _is_listed(self, address: str) -> bool:
+        from ipaddress import ip_address
+
         try:
-            parsed = ipaddress.ip_address(address)
+            parsed = ip_address(address)
         except ValueError:
             return False
+        if self._networks is None:
+            self._networks = [_parse_network(part) for part in self._parts]
         mapped = getattr(parsed, "ipv4_mapped", None)  # dual-stack sockets show IPv4 peers as ::ffff:a.b.c.d
         return any((mapped or parsed) in network for network in self._networks)
+
+
+def _parse_network(text: str) -> IPv4Network | IPv6Network:
+    """Raises ValueError."""
+    from ipaddress import ip_network
+
+    return ip_network(text, strict=False)
 
 
 def _parse_address(text: str) -> str | None:
     """An address out of ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1``, ``fe80::1%eth0`` or
     ``[2001:db8::1]:80``."""
+    from ipaddress import ip_address
+
     match = _BRACKETED.fullmatch(text) or _BARE.fullmatch(text)
     if match is None:
         return None
     try:
-        return str(ipaddress.ip_address(match[match.lastindex or 0]))
+        return str(ip_address(match[match.lastindex or 0]))
     except ValueError:
         return None

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote_to_bytes
 
 from leanserve.asgi.cancellation import Policies
 from leanserve.asgi.forwarded import TrustedProxies
@@ -177,9 +176,8 @@ def request_scope(
         extensions: those of this kind and of the worker; they become the scope's own.
     """
     raw_path = request.raw_path
-    # unquote_to_bytes and not unquote: "percent-encoded sequences and UTF-8 byte sequences decoded into
-    # characters"; what is no UTF-8 must not raise, and raw_path keeps the truth.
-    path = (unquote_to_bytes(raw_path) if _PERCENT in raw_path else raw_path).decode("utf-8", "replace")
+    # What is no UTF-8 must not raise, and raw_path keeps the truth.
+    path = (_unquote(raw_path) if _PERCENT in raw_path else raw_path).decode("utf-8", "replace")
     if service.root_path and path != "*":
         # Spec: root_path is a prefix of path; the proxy that stripped it has hidden it from raw_path too.
         path = service.root_path + path
@@ -210,6 +208,13 @@ def request_scope(
         )
         scope["scheme"] = schemes[seen == "https"]
     return scope
+
+
+def _unquote(path: bytes) -> bytes:
+    """ASGI's path: "percent-encoded sequences and UTF-8 byte sequences decoded into characters"."""
+    from urllib.parse import unquote_to_bytes  # with the first such path: a hundredth of a start
+
+    return unquote_to_bytes(path)
 
 
 # As a number: bytes that are asked whether they contain bytes raise and drop an error first (CPython 3.11).

@@ -189,7 +189,10 @@ class Control:
     def _start(self) -> None:
         ours, theirs = Channel.pair()
         fd = self._crew.scoreboard.fd
-        spec = AdminSpec(self._settings, self._sockets(), theirs, fd, os.getpid())
+        spec = AdminSpec(
+            settings=self._settings, listeners=self._sockets(), channel=theirs, scoreboard_fd=fd,
+            parent_pid=os.getpid(),
+        )  # fmt: skip
         try:
             self.pid = fork_worker(spec, self._entry, lambda: self._leave_all(ours))
         except OSError as error:

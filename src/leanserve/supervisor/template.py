@@ -260,7 +260,9 @@ class Preload:
         """Fork a template. The reason stands in the log when the kernel refuses, and it is tried again."""
         self._rolls = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        spec = TemplateSpec(self._app, self._settings, self._entry, theirs, os.getpid())
+        spec = TemplateSpec(
+            app=self._app, settings=self._settings, entry=self._entry, sock=theirs, parent_pid=os.getpid()
+        )
         try:
             pid = fork_worker(spec, _ENTRY, lambda: self._leave_supervisor(ours))
         except OSError as error:

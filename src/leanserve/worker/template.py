@@ -8,6 +8,7 @@ whose death it hears of is the same for every worker.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import os
@@ -111,8 +112,7 @@ def _fork_again(
         prepare_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         logs.adjust(spec.settings.log, wanted.settings.log)  # changed in place since this template was made
-        wanted.app, wanted.loaded = spec.app, app
-        return resolve(spec.entry)(wanted)
+        return resolve(spec.entry)(dataclasses.replace(wanted, app=spec.app, loaded=app))
 
     end_with(run)
 
