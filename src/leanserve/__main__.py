@@ -9,13 +9,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Import the command line, and run it."""
-    # Imports make next to no garbage; to look for it took a tenth of their time. What they leave stays, and
-    # need not be looked at again, here or in any worker.
+    # Imports make next to no garbage; to look for it took a tenth of their time. cli.py ends this.
     gc.disable()
     from leanserve import cli
 
-    gc.freeze()
-    gc.enable()
     cli.main()
 
 

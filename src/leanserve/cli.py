@@ -6,6 +6,7 @@ Neither costs an event loop, TLS or an application.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -95,11 +96,21 @@ def _show(app: str | None, as_json: bool, **given: Any) -> int:
     return 0
 
 
+def _end_imports() -> None:
+    """What they leave stays, and need not be looked at by the collector again, here or in any worker."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 def _serve(app: str | None = None, **given: Any) -> int:
     if app == CONFIG:
         raise SettingsError("config has to be the first word: leanserve config, then the options")
     resolved = _resolve(app, given)
+    import leanserve.supervisor.supervisor  # noqa: F401 - now, while the collector is off
     from leanserve.server import run_supervised
+
+    _end_imports()
 
     def reread() -> Settings:
         fresh = _resolve(app, given)
@@ -117,6 +128,8 @@ def main(args: Sequence[str] | None = None) -> None:
     code = 0
     try:
         plain = recognise(arguments)
+        if plain is None:
+            _end_imports()
         code = _ask_click(arguments) if plain is None else _serve(**plain)
     except ServerGone as error:
         code = _complain(str(error), 1)

@@ -225,6 +225,8 @@ def fork_worker(
         collects = gc.isenabled()
         gc.disable()  # imports make next to no garbage; to look for it took a tenth of their time
         main = resolve(entry)
+        if gc.get_freeze_count():
+            gc.freeze()  # the process of a command line: nothing here is an application's, or garbage
         if collects:
             gc.enable()
         return main(spec)

@@ -37,13 +37,11 @@ from leanserve.transport.roles import Exchange
 from leanserve.transport.tls import build_context
 from leanserve.worker.accept import Acceptor
 from leanserve.worker.access_log import AccessLog
-from leanserve.worker.admission import Admission
 from leanserve.worker.complaints import Complaints
 from leanserve.worker.date import format_date
 from leanserve.worker.lifetime import Lifetime, has_end
 from leanserve.worker.memory import Trimmer, trim
 from leanserve.worker.probes import Probes
-from leanserve.worker.slots import make_slots
 from leanserve.worker.wakeups import Wakeups
 from leanserve.worker.watchdog import Watchdog
 
@@ -61,6 +59,7 @@ if TYPE_CHECKING:
     from leanserve.asgi.websocket import WebSocketExchange
     from leanserve.flight import Berth
     from leanserve.protocol.proxy_header import Endpoints
+    from leanserve.worker.admission import Admission
 
 
 class WorkerMove(IntEnum):
@@ -192,6 +191,9 @@ class Worker:
         """The application as exchanges call it, behind what counts its calls, where something does."""
         settings = self.settings
         if self.limits_running:
+            from leanserve.worker.admission import Admission
+            from leanserve.worker.slots import make_slots
+
             slots, places = make_slots(settings.admission, self.lane, token_fds)
             self.admission = Admission(
                 settings.admission, slots, places, root_path=self.root_path, on_refused=self._count_refused
