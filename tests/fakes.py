@@ -340,6 +340,7 @@ class FakeService:
         self.default_headers = DefaultHeaders([(b"server", b"fake")])
         self.frame_recogniser = FrameRecogniser() if self.settings.http.fastpath else None
         self.draining = False
+        self.holds_from_s = 0.0
         self.limits_running = False
         self.cancellation, self.policies = find_policies(self.settings.cancel)
         self.shutdown = {"event": asyncio.Event()}

@@ -6,7 +6,6 @@ Neither costs an event loop, TLS or an application.
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 import traceback
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from leanserve.configfile import find_config
 from leanserve.envfile import load_env_file
 from leanserve.errors import BootFailed, LeanserveError, ServerGone, SettingsError
+from leanserve.forking import Collector
 from leanserve.option import kind_of
 from leanserve.settings import Settings, options
 from leanserve.sources import Resolved, resolve, show
@@ -96,13 +96,6 @@ def _show(app: str | None, as_json: bool, **given: Any) -> int:
     return 0
 
 
-def _end_imports() -> None:
-    """What they leave stays, and need not be looked at by the collector again, here or in any worker."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-
-
 def _serve(app: str | None = None, **given: Any) -> int:
     if app == CONFIG:
         raise SettingsError("config has to be the first word: leanserve config, then the options")
@@ -110,7 +103,7 @@ def _serve(app: str | None = None, **given: Any) -> int:
     import leanserve.supervisor.supervisor  # noqa: F401 - now, while the collector is off
     from leanserve.server import run_supervised
 
-    _end_imports()
+    Collector.end_imports()
 
     def reread() -> Settings:
         fresh = _resolve(app, given)
@@ -129,7 +122,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         plain = recognise(arguments)
         if plain is None:
-            _end_imports()
+            Collector.end_imports()
         code = _ask_click(arguments) if plain is None else _serve(**plain)
     except ServerGone as error:
         code = _complain(str(error), 1)

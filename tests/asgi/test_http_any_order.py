@@ -206,7 +206,9 @@ class Bench:
         time; nothing limits the application behind a complete request."""
         connection = self.connection
         runs = connection.deadline != NEVER
-        if connection.phase in (Phase.OPENING, Phase.IDLE, Phase.LINGERING):
+        if connection.phase is Phase.IDLE and connection.codec.buffer and connection.gate.full:
+            assert not runs, connection  # a request that waits for its peer to read, who has a deadline
+        elif connection.phase in (Phase.OPENING, Phase.IDLE, Phase.LINGERING):
             assert runs or connection.transport.is_closing(), connection
         elif connection.phase in (Phase.ACTIVE, Phase.LAST) and connection.codec.request_ended:
             assert not runs or connection.waits_for is Wait.PROBE, (connection, connection.waits_for)
@@ -227,7 +229,9 @@ class Bench:
         running = [exchange for exchange in self.service.running if not exchange.task.done()]
         assert not running, running
         for _ in range(2):
-            wait = self.connection.deadline - self.service.loop.time()
+            reader = self.connection.reader_watch
+            due = min(self.connection.deadline, NEVER if reader is None else reader.deadline)
+            wait = due - self.service.loop.time()
             if self.connection.phase is not Phase.CLOSED:
                 assert wait < 100, (self.connection, wait)
                 self.service.loop.pass_time(max(wait, 0) + 0.01)

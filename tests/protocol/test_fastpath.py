@@ -99,7 +99,8 @@ def test_what_is_not_plain_is_declined(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"Authorization", b"X-API-Key", b"Proxy-Authorization", b"COOKIE", b"x-csrf-token"]
+    "name", [b"Authorization", b"X-API-Key", b"Proxy-Authorization", b"COOKIE", b"x-csrf-token", b"Referer",
+     b"Cf-Access-Jwt-Assertion", b"X-Forwarded-Client-Cert", b"X-Passwd"]
 )
 def test_secrets_stay_out_of_the_table(name: bytes) -> None:
     recogniser = Recogniser(SETTINGS)
@@ -109,12 +110,28 @@ def test_secrets_stay_out_of_the_table(name: bytes) -> None:
     assert list(recogniser._heads) == [PUBLIC]
 
 
-@pytest.mark.parametrize("query", [b"api_key=1", b"TOKEN=1", b"X-Amz-Signature=1", b"a=b&sig=1", b"code=1"])
-def test_secrets_in_a_query_stay_out_of_the_table(query: bytes) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(b"/?api_key=1", b"/?TOKEN=1", b"/?X-Amz-Signature=1", b"/?a=b&sig=1", b"/?code=1", b"/?jwt=a"),
+        *(b"/?otp=1", b"/?pwd=a", b"/?passwd=a", b"/?ticket=a", b"/?SAMLResponse=a", b"/?%74oken=a"),
+        b"/a%20b",
+        *(b"/Reset-Password/S3CRET", b"/bot1234567890:AbCdEfGh/getMe", b"/?x=0123456789abcdef0"),
+    ],
+)
+def test_secrets_in_a_target_stay_out_of_the_table(target: bytes) -> None:
     recogniser = Recogniser(SETTINGS)
     for _ in range(3):
-        assert recogniser.recognise_request(PUBLIC.replace(b"c=d", query)) is not None
+        assert recogniser.recognise_request(PUBLIC.replace(b"/a/b?c=d", target)) is not None
     assert not recogniser._heads
+
+
+@pytest.mark.parametrize("target", [b"/", b"/v1/models/small-2024/infer", b"/hello?name=world"])
+def test_other_targets_are_in_the_table(target: bytes) -> None:
+    recogniser = Recogniser(SETTINGS)
+    for _ in range(3):
+        assert recogniser.recognise_request(PUBLIC.replace(b"/a/b?c=d", target)) is not None
+    assert len(recogniser._heads) == 1
 
 
 def test_the_table_is_bounded() -> None:

@@ -357,6 +357,62 @@ def test_no_answer_to_a_request_that_may_change_something_is_kept_back(plain_rig
     assert len(writes) == 4
 
 
+@pytest.mark.fastpath
+def test_where_the_application_computes_for_long_no_answer_waits(
+    plain_rig: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer finds out, and then none is kept back for a while."""
+    now = [100.0]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/block":
+            now[0] += 0.1
+        await by_path(scope, receive, send)
+
+    monkeypatch.setattr("leanserve.transport.connection.monotonic", lambda: now[0])
+    it = plain_rig(app)
+    writes = list_writes(it)
+    it.feed(b"".join(map(get, [b"/a", b"/block", b"/block", b"/b", b"/c"])))
+    assert [response.body for response in it.read()] == [b"/a", b"/block", b"/block", b"/b", b"/c"]
+    assert [data.count(b"HTTP/1.1") for data in writes] == [2, 1, 1, 1]
+    now[0] += 1.0
+    it.feed(get(b"/a") + get(b"/b"))
+    assert len(writes) == 5
+    it.feed(get(b"/a") + get(b"/wait") + get(b"/b"))
+    assert [data.count(b"HTTP/1.1") for data in writes[5:]] == [1, 2]
+
+
+@pytest.mark.parametrize("eof", [False, True])
+def test_the_next_request_waits_until_the_answers_before_it_are_read(rig: Any, eof: bool) -> None:
+    it = rig(by_path, kernel_bytes=1000)
+    it.transport.feed(get(b"/20000") * 50 + get(b"/last"))
+    if eof:
+        it.transport.feed_eof()
+    for _ in range(10):
+        it.service.loop.run()
+    assert len(it.service.exchanges) == 4
+    assert it.transport.get_write_buffer_size() < 65536 + 21_000
+    while it.transport.peer_reads(30_000):
+        it.service.loop.run()
+    bodies = [response.body for response in it.read(*[b"GET"] * 51)]
+    assert bodies == [b"x" * 20_000] * 50 + [b"/last"]
+    assert it.transport.sent_eof is eof
+
+
+def test_requests_that_wait_for_their_reader_are_bounded(rig: Any) -> None:
+    it = rig(by_path, kernel_bytes=1000)
+    it.feed(get(b"/20000") * 10)
+    for _ in range(20):
+        it.feed(get(b"/20000") * 400)
+    assert len(it.service.exchanges) == 4
+    assert not it.transport.is_reading()
+    assert len(it.connection.codec.buffer) < 65536 + 20_000
+    while it.transport.peer_reads(100_000):
+        it.service.loop.run()
+    assert it.transport.is_reading()
+    assert len(it.service.exchanges) == 10 + 400 * 20
+
+
 @pytest.mark.parametrize(
     ("behind", "status"),
     [(b"\x00junk\r\n\r\n", 400), (get(b"/" + b"a" * 9000), 414), (b"GET / HTTP/3.0\r\n\r\n", 505)],

@@ -78,7 +78,8 @@ class FrameReader:
         """Let go of the listener, which holds this reader: the two would wait for the cycle collector."""
         if self._turn is not None:
             self._turn.cancel()
-        del self._listener
+        if hasattr(self, "_listener"):
+            del self._listener
 
     def start(self, now: float) -> None:
         """The WebSocket opened at loop time `now`."""

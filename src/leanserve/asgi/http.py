@@ -255,7 +255,7 @@ class HttpExchange:
                 self.sent_bytes += len(data)
                 if self.timer is not None:
                     self.timer.piece_sent(data)
-                if self.started:
+                if data and self.started:
                     self._count_gap()
                 if gate.open:
                     return

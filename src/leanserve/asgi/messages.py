@@ -184,8 +184,8 @@ def request_scope(
         raw_path = service.root_path.encode("utf-8") + raw_path
     schemes = _SCHEMES[kind]
     if peer.tls is not None:
-        extensions["tls"] = peer.tls
-    # Applications and middleware write into all of it.
+        extensions["tls"] = peer.tls.copy()
+    # Applications and middleware write into these; what an extension says of itself is everybody's.
     scope = {
         "type": kind,
         "asgi": _ASGI.copy(),

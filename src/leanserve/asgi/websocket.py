@@ -430,8 +430,8 @@ class WebSocketExchange:
             self.grace.end()
             self.grace = None  # it knows us
         self.service.exchange_ended(self, self.record.received_bytes, self.record.sent_bytes)
-        if self.connection.phase is Phase.CLOSED:
-            self.reader.release()
+        if self.connection.phase is Phase.CLOSED or self.connection.tunnel is not self:
+            self.reader.release()  # nobody will tell us that the connection is lost
 
     def _say_rest(self, status: int, code: CloseCode) -> None:
         """Say what the application has left unsaid."""

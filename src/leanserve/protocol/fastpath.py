@@ -47,11 +47,16 @@ _KINDS = {
     **dict.fromkeys(TIMED, _TIMED),
 }
 
-# Parts of the names of fields with secrets: authorization, cookie, x-api-key, x-auth-token, ...; and of what
-# queries call them.
+# Parts of the names of fields with secrets: authorization, cookie, x-api-key, x-auth-token, ...; of the field
+# that may hold what stands in a target (referer); and of targets.
 _SECRET_WORDS = (
-    b"auth", b"cookie", b"key", b"token", b"secret", b"session", b"password", b"sig", b"credential", b"code=",
+    b"auth", b"cookie", b"key", b"token", b"secret", b"session", b"pass", b"sig", b"credential", b"jwt",
+    b"pwd", b"otp", b"ticket", b"saml", b"assert", b"oidc", b"cert", b"code", b"referer", b"invite", b"reset",
+    b"nonce",
 )  # fmt: skip
+# What looks like one by itself: a long part of a path, or of a query, with digits in it. What is encoded
+# cannot be looked at.
+_SECRET_PART = re.compile(rb"%|(?=[^/?&=]*\d)[^/?&=]{16,}")
 # The same for values as a pattern, where they have their usual form; and what the deciding fields may say.
 _ANY_VALUE = rb"([\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*+)(?<![\t ])"
 _VALUES = {
@@ -242,8 +247,8 @@ class Recogniser:
                 self._seen.clear()
             self._seen.add(number)
             return
-        query = request.query.lower()
-        if any(word in query for word in _SECRET_WORDS):
+        target = b"%b?%b" % (request.raw_path.lower(), request.query.lower())
+        if _SECRET_PART.search(target) or any(word in target for word in _SECRET_WORDS):
             return
         if len(self._heads) >= _CACHED_HEADS:
             self._heads.clear()

@@ -18,7 +18,7 @@ from typing import ClassVar
 from leanserve.channel import DUMP_SIGNAL, AdminSpec, Channel, TemplateSpec, WorkerSpec
 from leanserve.errors import SettingsError
 from leanserve.flight import Flight, describe_flights
-from leanserve.forking import end_with, flush_streams, resolve
+from leanserve.forking import Collector, end_with, flush_streams, resolve
 from leanserve.machine import Machine
 from leanserve.scoreboard import Record
 from leanserve.supervisor.signals import HANDLED
@@ -223,10 +223,9 @@ def fork_worker(
         leave()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         collects = gc.isenabled()
-        gc.disable()  # imports make next to no garbage; to look for it took a tenth of their time
+        gc.disable()  # for the imports, as in Collector
         main = resolve(entry)
-        if gc.get_freeze_count():
-            gc.freeze()  # the process of a command line: nothing here is an application's, or garbage
+        Collector.end_imports()
         if collects:
             gc.enable()
         return main(spec)

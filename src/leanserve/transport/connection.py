@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from leanserve.errors import IllegalTransition
@@ -42,9 +43,11 @@ _FIRST_BYTE, _HEAD, _BODY, _NEXT_REQUEST = Wait.FIRST_BYTE, Wait.HEAD, Wait.BODY
 _PIECES_PER_TURN = 64
 _CHUNKED, _LENGTH = Framing.CHUNKED, Framing.LENGTH
 # Answers to pipelined requests go out together, up to so much, as long as each is there when the application
-# has been called and has not had to wait; what others write in the same turn of the loop waits as long. Those
-# to GET alone: no answer to a request that may have changed something is kept back.
+# has been called and has not had to wait. Those to GET alone: no answer to a request that may have changed
+# something is kept back. Where the application computes for longer than this, none is for a while.
 _HELD_BYTES = 4096
+_HELD_S = 0.005
+_NONE_HELD_S = 0.25
 # asyncio's own writelines never told its protocol to pause, whatever the peer left unread, from Python 3.12.0
 # until 3.12.9 and 3.13.2 (CVE-2024-12254).
 _WRITELINES_PAUSES = not (3, 12) <= sys.version_info < (3, 12, 9) and not (
@@ -95,6 +98,8 @@ class Connection(ClosingConnection):
         if phase is Phase.TUNNEL:
             assert self.tunnel is not None
             self._guard(self.tunnel.eof_received)
+        elif phase <= _IDLE and self.codec.buffer and self.gate.full:
+            return self.peer.tls is None  # requests whose turn comes when it has read
         elif phase in (Phase.ACTIVE, Phase.LAST) and self.codec.request_ended:
             # RFC 9112 section 9.6 knows clients that close their side early: the answer is still wanted.
             # TLS as asyncio speaks it has no half-close.
@@ -135,11 +140,16 @@ class Connection(ClosingConnection):
         """The transport is below its low-water mark."""
         self.gate.resume()
         self.watch_reader(on=False)
+        if self.phase <= _IDLE and self.codec.buffer:
+            self.resume_reading()
+            self._read_on()
 
     # Reading
 
     def _read(self) -> None:
         codec, service = self.codec, self.service
+        if codec.request is None and self._has_unread_answers():
+            return
         came = pieces = 0
         while (event := codec.next_event()) is not None:
             if type(event) is Request:
@@ -168,13 +178,26 @@ class Connection(ClosingConnection):
                 break
         else:
             self._await_body(came)
-        if not codec.buffer:
-            return
+        if codec.buffer:
+            self._leave_rest()
+
+    def _leave_rest(self) -> None:
+        """What has come cannot be read yet, or not alone."""
+        settings = self.service.settings
         if self.phase <= _IDLE:
             if self.waits_for is not _HEAD:
-                self._wait(_HEAD, service.settings.timeouts.header_timeout)
-        elif len(codec.buffer) > service.settings.flow.receive_high_water:
+                self._wait(_HEAD, settings.timeouts.header_timeout)
+        elif len(self.codec.buffer) > settings.flow.receive_high_water:
             self.pause_reading()  # pipelined requests wait in the kernel, not here
+
+    def _has_unread_answers(self) -> bool:
+        """Whether the peer has left so many that its next request waits: resume_writing() reads on."""
+        if not self.gate.full:
+            return False
+        self.deadline = NEVER  # the reader's watch has one
+        if len(self.codec.buffer) > self.service.settings.flow.receive_high_water:
+            self.pause_reading()
+        return True
 
     def _await_body(self, came: int) -> None:
         """More of a request body has to come; each byte buys time, but never more than ``body_timeout``.
@@ -223,6 +246,8 @@ class Connection(ClosingConnection):
         worker by sending many."""
         if self.phase <= _IDLE:
             self._guard(self._read)
+            if self.codec.eof and self.gate.full and self.phase <= _IDLE:
+                return  # its next request waits until it has read
             if self.codec.eof and self.phase is Phase.IDLE:
                 self.finish(linger=False)
             elif self.codec.eof and self.phase <= _LAST:
@@ -267,18 +292,30 @@ class Connection(ClosingConnection):
             return False
         if close and self.phase is not _LAST:
             self._advance(PhaseMove.NO_MORE)
-        if self.held:
+        first = not self.held
+        if not first:
             data, self.held = self.held + data, b""
-        if codec.buffer and request.method == b"GET" and len(data) < _HELD_BYTES:
+        if codec.buffer and request.method == b"GET" and len(data) < _HELD_BYTES and self._may_hold(first):
             self.held = data  # the next request is here: its answer may be ready in a moment
         else:
             self.transport.write(data)
         return True
 
+    def _may_hold(self, first: bool) -> bool:
+        now, service = monotonic(), self.service
+        if first:
+            self.held_since_s = now
+        elif now - self.held_since_s > _HELD_S:
+            service.holds_from_s = now + _NONE_HELD_S
+        return now >= service.holds_from_s
+
     def _end_hold(self, held: bytes) -> None:
         """The application of the next request has been called, and has not answered at once."""
         if self.held is held:
             self.write_held()
+            now = monotonic()
+            if now - self.held_since_s > _HELD_S:
+                self.service.holds_from_s = now + _NONE_HELD_S
 
     def send_response(
         self,

@@ -76,6 +76,8 @@ class Service(Protocol):
     default_headers: DefaultHeaders
     #: Whether the server has begun to stop.
     draining: bool
+    #: Monotonic seconds, from when on an answer may wait for the next one; connections move it.
+    holds_from_s: float
     #: Whether a request is refused for the number of application calls that have not ended.
     limits_running: bool
 

@@ -180,6 +180,7 @@ class Worker:
     #: ``date``, ``server`` and the operator's own headers; new every second.
     default_headers: DefaultHeaders
     draining: bool = False
+    holds_from_s: float = 0.0
     _acceptor: Acceptor
     _ticker: asyncio.TimerHandle
     _done = _bytes_in = _bytes_out = 0  # of ended exchanges, until the scoreboard is told
