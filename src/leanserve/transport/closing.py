@@ -36,9 +36,9 @@ class ClosingConnection(asyncio.Protocol):
     """What a connection knows, and the half of it that ends it; the other half reads and answers."""
 
     __slots__ = (
-        "__weakref__", "codec", "deadline", "endpoints", "exchange", "gate", "held", "held_since_s", "paused",
-        "peer", "phase", "queue_item", "reader_watch", "service", "transport", "tunnel", "unsent_bytes",
-        "waits_for", "yielded",
+        "__weakref__", "codec", "deadline", "endpoints", "exchange", "gate", "held", "held_at_s",
+        "held_since_s", "paused", "peer", "phase", "queue_item", "reader_watch", "service", "transport",
+        "tunnel", "unsent_bytes", "waits_for", "yielded",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -50,8 +50,8 @@ class ClosingConnection(asyncio.Protocol):
         self.endpoints = endpoints
         self.phase = _OPENING
         self.gate = WriteGate(service.loop.call_soon)
-        self.held = b""  # answers that wait for the next one, the first of them since held_since_s
-        self.held_since_s = 0.0
+        self.held = b""  # answers that wait for the next one: the first and the last of them since
+        self.held_since_s = self.held_at_s = 0.0
         self.exchange: Exchange | None = None
         self.tunnel: Tunnel | None = None
         self.deadline = NEVER

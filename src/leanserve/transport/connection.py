@@ -305,16 +305,17 @@ class Connection(ClosingConnection):
         now, service = monotonic(), self.service
         if first:
             self.held_since_s = now
-        elif now - self.held_since_s > _HELD_S:
+        elif now - self.held_at_s > _HELD_S:  # one turn of the loop took that long
             service.holds_from_s = now + _NONE_HELD_S
-        return now >= service.holds_from_s
+        self.held_at_s = now
+        return now >= service.holds_from_s and now - self.held_since_s <= _HELD_S
 
     def _end_hold(self, held: bytes) -> None:
         """The application of the next request has been called, and has not answered at once."""
         if self.held is held:
             self.write_held()
             now = monotonic()
-            if now - self.held_since_s > _HELD_S:
+            if now - self.held_at_s > _HELD_S:
                 self.service.holds_from_s = now + _NONE_HELD_S
 
     def send_response(
