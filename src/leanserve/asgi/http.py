@@ -348,9 +348,9 @@ class HttpExchange:
         return self._after_write()
 
     def _send_head(self, data: bytes, *, more: bool) -> None:
+        plain = self.plain if more else None
         self.connection.send_response(
-            self.status, self.headers, data, more=more, trailers=self.trailers, plain=self.plain if more else
-            None
+            self.status, self.headers, data, more=more, trailers=self.trailers, plain=plain
         )
         if self.timer is not None:
             self.timer.head_sent(self.headers)

@@ -313,5 +313,6 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 def encode_last_chunk(trailers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     """The end of a chunked body; `trailers` are checked."""
-    return [b"0\r\n" + b"".join(b"%b: %b\r\n" % item for item in trailers) + b"\r\n" if trailers else
-    _LAST_CHUNK]
+    if not trailers:
+        return [_LAST_CHUNK]
+    return [b"0\r\n", *(b"%b: %b\r\n" % item for item in trailers), b"\r\n"]

@@ -99,16 +99,19 @@ class Connection(ClosingConnection):
             assert self.tunnel is not None
             self._guard(self.tunnel.eof_received)
         elif phase <= _IDLE and self.codec.buffer and self.gate.full:
-            return self.peer.tls is None  # requests whose turn comes when it has read
+            return self._serves_half_closed()  # requests whose turn comes when it has read
         elif phase in (Phase.ACTIVE, Phase.LAST) and self.codec.request_ended:
-            # RFC 9112 section 9.6 knows clients that close their side early: the answer is still wanted.
-            # TLS as asyncio speaks it has no half-close.
-            still_wanted = self.peer.tls is None and self.service.settings.cancel.half_close == "deliver"
+            still_wanted = self._serves_half_closed()
             if still_wanted:
                 self._watch_for_reset()
                 self._wait(Wait.PROBE, PROBE_S)
             return still_wanted
         return False
+
+    def _serves_half_closed(self) -> bool:
+        """RFC 9112 section 9.6 knows clients that close their side early: the answer is still wanted. TLS as
+        asyncio speaks it has no half-close."""
+        return self.peer.tls is None and self.service.settings.cancel.half_close == "deliver"
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; called once."""
